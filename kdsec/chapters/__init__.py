@@ -1,0 +1,71 @@
+"""The chapters of the book by name, and their settings at each of the three scales.
+
+One chapter is one module here: a frozen dataclass of settings and one value of it per profile. A chapter is
+registered by one line in ``CHAPTERS``; the runner, the command line and the notebooks know it by that name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdsec.errors import KdsecError, choose
+
+PROFILES = ("quick", "small", "paper")
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A chapter: its name everywhere, its place in the book, its title."""
+
+    name: str
+    number: int
+    title: str
+
+    @property
+    def notebook(self) -> str:
+        """File name inside ``notebooks/``."""
+        return f"{self.number:02d}-{self.name}.ipynb"
+
+
+CHAPTERS = {
+    chapter.name: chapter
+    for chapter in (
+        Chapter("opening", 1, "Distillation, and how it steals"),
+    )
+}
+
+
+def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = None) -> Any:
+    """The frozen settings of ``chapter`` at ``profile``, with single fields overridden.
+
+    Raises:
+        KdsecError: unknown chapter, profile or field, or a value of the wrong type.
+    """
+    choose("chapter", chapter, CHAPTERS)
+    choose("profile", profile, PROFILES)
+    module = importlib.import_module(f"kdsec.chapters.{chapter.replace('-', '_')}")
+    base = module.PROFILES[profile]
+    types_of = typing.get_type_hints(type(base))
+    for name, value in (overrides or {}).items():
+        choose(f"setting of chapter {chapter}", name, [field.name for field in dataclasses.fields(base)])
+        _check_type(name, value, types_of[name])
+    return dataclasses.replace(base, **(overrides or {}))
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    """Accept an int for a float, as Python does; refuse everything else that is not what the field says."""
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    plain = tuple(typing.get_origin(each) or each for each in allowed)
+    if isinstance(value, bool) and bool not in plain:
+        fits = False
+    else:
+        fits = isinstance(value, plain) or (float in plain and isinstance(value, int))
+    if not fits:
+        wanted = " or ".join(getattr(each, "__name__", str(each)) for each in plain)
+        raise KdsecError(f"setting {name}={value!r} has the wrong type; give a {wanted}")

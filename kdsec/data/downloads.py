@@ -1,0 +1,87 @@
+"""Downloads, through torchvision's own data sets with their checksums and progress bars.
+
+Each function takes an empty scratch folder and returns the four arrays of ``kdsec.data.sources``. torchvision
+is imported inside, so that reading a file that is already here does not pay for it.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+# Stanford CS231n's Tiny ImageNet; torchvision has no class for it, so its own downloader is used directly.
+TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+GTSRB_SIZE = 32  # signs are photographed at many sizes; the papers' networks take 32x32
+
+
+def mnist(scratch: pathlib.Path) -> dict[str, np.ndarray]:
+    from torchvision.datasets import MNIST
+
+    return _from_tensors(MNIST, scratch)
+
+
+def fashion_mnist(scratch: pathlib.Path) -> dict[str, np.ndarray]:
+    from torchvision.datasets import FashionMNIST
+
+    return _from_tensors(FashionMNIST, scratch)
+
+
+def cifar10(scratch: pathlib.Path) -> dict[str, np.ndarray]:
+    from torchvision.datasets import CIFAR10
+
+    return _from_tensors(CIFAR10, scratch)
+
+
+def cifar100(scratch: pathlib.Path) -> dict[str, np.ndarray]:
+    from torchvision.datasets import CIFAR100
+
+    return _from_tensors(CIFAR100, scratch)
+
+
+def gtsrb(scratch: pathlib.Path) -> dict[str, np.ndarray]:
+    from torchvision.datasets import GTSRB
+
+    arrays = {}
+    for part in ("train", "test"):
+        signs = GTSRB(str(scratch), split=part, download=True)
+        pictures = [(np.asarray(image.resize((GTSRB_SIZE, GTSRB_SIZE), 2)), label) for image, label in signs]
+        arrays |= _stack(part, pictures)
+    return arrays
+
+
+def tiny_imagenet(scratch: pathlib.Path) -> dict[str, np.ndarray]:
+    """The labelled validation images serve as test set, as is usual: the real test labels are not public."""
+    from PIL import Image
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    download_and_extract_archive(TINY_URL, str(scratch), md5=TINY_MD5)
+    folder = scratch / "tiny-imagenet-200"
+    classes = {name: label for label, name in enumerate((folder / "wnids.txt").read_text().split())}
+
+    def read(path: pathlib.Path) -> np.ndarray:
+        return np.asarray(Image.open(path).convert("RGB"))
+
+    train = [
+        (read(path), label) for name, label in classes.items() for path in sorted(folder.glob(f"train/{name}/images/*.JPEG"))
+    ]
+    rows = [line.split("\t")[:2] for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
+    test = [(read(folder / "val" / "images" / file), classes[name]) for file, name in rows]
+    return _stack("train", train) | _stack("test", test)
+
+
+def _from_tensors(kind: Any, scratch: pathlib.Path) -> dict[str, np.ndarray]:
+    """For the torchvision sets that already hold all images in one array."""
+    arrays = {}
+    for part in ("train", "test"):
+        stored = kind(str(scratch), train=part == "train", download=True)
+        arrays[f"{part}_images"] = np.asarray(stored.data)
+        arrays[f"{part}_labels"] = np.asarray(stored.targets)
+    return arrays
+
+
+def _stack(part: str, pictures: list[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
+    images, labels = zip(*pictures, strict=True)
+    return {f"{part}_images": np.stack(images), f"{part}_labels": np.asarray(labels)}
