@@ -1,8 +1,8 @@
 """Checkpoints as safetensors, and a cache of trained models keyed by content.
 
-A trained model is looked up by *what it is made of*: initial weights, data, loss (with its teacher's weights),
-recipe, seed, and the source of the code that trains. Change any of these and it is another entry; change
-none and a rerun, or a run after a crash, loads it instead of training it again.
+A trained model is looked up by *what it is made of*: initial weights, data, loss (with its teacher's
+weights), recipe, seed, and the source of the code that trains. Change any of these and it is another entry;
+change none and a rerun, or a run after a crash, loads it instead of training it again.
 """
 
 from __future__ import annotations
@@ -32,10 +32,17 @@ Model = TypeVar("Model", bound=nn.Module)
 
 PACKAGE = pathlib.Path(kdsec.__file__).parent
 # The code that decides what training does. Losses and models carry their own source or weights in the key.
-TRAINING_CODE = [PACKAGE / "train.py", PACKAGE / "distill.py", PACKAGE / "data" / "loader.py", PACKAGE / "models" / "__init__.py"]
+TRAINING_CODE = [
+    PACKAGE / "train.py",
+    PACKAGE / "distill.py",
+    PACKAGE / "data" / "loader.py",
+    PACKAGE / "models" / "__init__.py",
+]
 
 
-def save_checkpoint(path: pathlib.Path, tensors: dict[str, Tensor], recipe: str, **notes: Any) -> pathlib.Path:
+def save_checkpoint(
+    path: pathlib.Path, tensors: dict[str, Tensor], recipe: str, **notes: Any
+) -> pathlib.Path:
     """Write tensors (a state dict, say) and the fingerprint of how they were made; whole or not at all.
 
     Raises:
@@ -49,14 +56,18 @@ def save_checkpoint(path: pathlib.Path, tensors: dict[str, Tensor], recipe: str,
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise KdsecError(f"no space left for {path}; free some or set KDSEC_CACHE to another disk") from None
+            raise KdsecError(
+                f"no space left for {path}; free some or set KDSEC_CACHE to another disk"
+            ) from None
         raise
     finally:
         part.unlink(missing_ok=True)
     return path
 
 
-def load_checkpoint(path: pathlib.Path, recipe: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(
+    path: pathlib.Path, recipe: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and notes back.
 
     Args:
@@ -119,7 +130,16 @@ class Cache:
     hits: int = 0
     misses: int = 0
 
-    def fit(self, model: Model, data: ImageSet, recipe: Recipe, loss: Loss | None = None, *, seed: int = 0, label: str = "model") -> Model:
+    def fit(
+        self,
+        model: Model,
+        data: ImageSet,
+        recipe: Recipe,
+        loss: Loss | None = None,
+        *,
+        seed: int = 0,
+        label: str = "model",
+    ) -> Model:
         """``kdsec.train.fit``, or its result from an earlier run: same arguments, same weights."""
         precision = autocast_dtype(recipe.precision, data.images.device)
         key = [model, data, recipe, loss, seed, str(precision)]
@@ -131,7 +151,9 @@ class Cache:
         model.load_state_dict(self.tensors(label, key, data.images.device, train))
         return model.eval()
 
-    def tensors(self, label: str, key: Any, device: torch.device, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def tensors(
+        self, label: str, key: Any, device: torch.device, make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         """The tensors that ``make()`` returns, made once per ``key``.
 
         When two processes want the same entry, one makes it and the other waits. A damaged entry is made again.
@@ -139,7 +161,7 @@ class Cache:
         Args:
             label: readable part of the file name.
             key: everything the result depends on; must have a fingerprint.
-            device: where the tensors go; its type is part of the key, since the last bits depend on it.
+            device: where the tensors go; its type is part of the key, as the last bits depend on it.
             make: called when there is no usable entry.
         """
         recipe = fingerprint([key, device.type, torch.__version__, source_fingerprint(*TRAINING_CODE)])

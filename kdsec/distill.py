@@ -1,15 +1,15 @@
 """Knowledge distillation: the losses by which a student learns from a teacher's outputs or features.
 
-Each is a frozen dataclass with the teacher inside, to be handed to ``kdsec.train.fit`` as its ``loss``. Where a
-loss takes ``teacher``, two things fit:
+Each is a frozen dataclass with the teacher inside, to be handed to ``kdsec.train.fit`` as its ``loss``. Where
+a loss takes ``teacher``, two things fit:
 
-* a network: asked about each batch as it comes, *after* augmentation, so that student and teacher see the same
-  pixels. Every epoch costs a teacher's forward pass, and every answer is fresh.
+* a network: asked about each batch as it comes, *after* augmentation, so that student and teacher see the
+  same pixels. Every epoch costs a teacher's forward pass, and every answer is fresh.
 * a tensor of logits ``(N, K)`` made once by ``teacher_labels(teacher, data)``: the teacher's answers for the
-  *un-augmented* images, looked up by position. One pass in all, what a thief who pays per query would do, but
-  under augmentation the student is asked to give a shifted image the answer of the unshifted one. Beyer et al.
-  (2022, arXiv 2106.05237) found the first, "consistent", way to be the better teacher. Without augmentation the
-  two are the same loss.
+  *un-augmented* images, looked up by position. One pass in all, what a thief who pays per query would do,
+  but under augmentation the student is asked to give a shifted image the answer of the unshifted one. Beyer
+  et al. (2022, arXiv 2106.05237) found the first, "consistent", way to be the better teacher. Without
+  augmentation the two are the same loss.
 
 Unlabelled images (``UNLABELLED``) contribute to the teacher's term and not to the label's.
 """
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from kdsec.data import UNLABELLED, Batch, ImageSet
 from kdsec.errors import KdsecError
+from kdsec.models import Classifier
 from kdsec.train import cross_entropy, predict
 
 Teacher = nn.Module | Tensor
@@ -37,13 +38,13 @@ def teacher_labels(teacher: nn.Module, data: ImageSet) -> Tensor:
 def teacher_logits(teacher: Teacher, batch: Batch) -> Tensor:
     """The teacher's logits ``(B, K)`` for a batch: looked up, or computed without gradient."""
     if isinstance(teacher, Tensor):
-        return teacher[batch.index]
+        return teacher[batch.position]
     with torch.no_grad():
         return teacher(batch.images)
 
 
 def soft_cross_term(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    r"""The teacher's term of KD, :math:`T^2\,\mathrm{KL}(\sigma_T(z_t)\,\|\,\sigma_T(z_s))`, averaged over the batch.
+    r"""The teacher's term of KD, :math:`T^2 \mathrm{KL}(\sigma_T(z_t) \| \sigma_T(z_s))`, mean over the batch.
 
     The factor :math:`T^2` keeps its gradient comparable with the label's term as T grows (Hinton et al. 2015,
     section 2).
@@ -59,8 +60,10 @@ def soft_cross_term(student: Tensor, teacher: Tensor, temperature: float) -> Ten
 
 
 def kd_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float) -> Tensor:
-    r"""Hinton's loss :math:`\alpha T^2 \mathrm{KL}(\sigma_T(z_t)\|\sigma_T(z_s)) + (1-\alpha)\,\mathrm{CE}(z_s, y)`."""
-    return alpha * soft_cross_term(student, teacher, temperature) + (1 - alpha) * cross_entropy(student, labels)
+    r"""Hinton's :math:`\alpha T^2 \mathrm{KL}(\sigma_T(z_t)\|\sigma_T(z_s)) + (1-\alpha) \mathrm{CE}(z_s, y)`."""
+    return alpha * soft_cross_term(student, teacher, temperature) + (1 - alpha) * cross_entropy(
+        student, labels
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ class KD:
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
         if not 0 <= self.alpha <= 1:
-            raise KdsecError(f"alpha={self.alpha} must lie in [0, 1]; 1 trusts the teacher alone, 0 the labels alone")
+            raise KdsecError(
+                f"alpha={self.alpha} must lie in [0, 1]; 1 trusts the teacher alone, 0 the labels alone"
+            )
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         target = teacher_logits(self.teacher, batch)
@@ -99,7 +104,7 @@ class HardLabels:
 
 @dataclass(frozen=True)
 class DecoupledKD:
-    r"""Decoupled KD (Zhao et al. 2022, arXiv 2203.08679, eq. 7): target and non-target knowledge weighted apart.
+    r"""Decoupled KD (Zhao et al. 2022, arXiv 2203.08679, eq. 7): target and non-target terms weighted apart.
 
     Hinton's KL splits exactly into :math:`\mathrm{TCKD} + (1-p_t)\,\mathrm{NCKD}`: how sure the teacher is of
     the target class, and how it shares the rest among the others ("dark knowledge"). Here the two get weights
@@ -129,7 +134,9 @@ class DecoupledKD:
         return self.target_weight * tckd + self.others_weight * nckd + cross_entropy(student, batch.labels)
 
 
-def decoupled_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def decoupled_terms(
+    student: Tensor, teacher: Tensor, target: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """TCKD and NCKD, each times T^2 and averaged over the batch.
 
     Args:
@@ -143,11 +150,16 @@ def decoupled_terms(student: Tensor, teacher: Tensor, target: Tensor, temperatur
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
         log_p = F.log_softmax(logits.float() / temperature, dim=1)
         others = log_p.masked_fill(is_target, -torch.inf)
-        binary = torch.stack([log_p[is_target], others.logsumexp(1)], dim=1)  # log p(target), log p(any other)
+        binary = torch.stack(
+            [log_p[is_target], others.logsumexp(1)], dim=1
+        )  # log p(target), log p(any other)
         among_others = (log_p[~is_target].view(len(log_p), -1)).log_softmax(1)  # the others, renormalised
         return binary, among_others
 
-    (student_binary, student_others), (teacher_binary, teacher_others) = split(student), split(teacher)
+    (student_binary, student_others), (teacher_binary, teacher_others) = (
+        split(student),
+        split(teacher),
+    )
     tckd = F.kl_div(student_binary, teacher_binary, log_target=True, reduction="batchmean")
     nckd = F.kl_div(student_others, teacher_others, log_target=True, reduction="batchmean")
     return temperature**2 * tckd, temperature**2 * nckd
@@ -158,28 +170,31 @@ class AttentionTransfer:
     """Attention transfer (Zagoruyko & Komodakis 2017, arXiv 1612.03928, section 3.1): features, not outputs.
 
     A stage's attention map is the mean over channels of its squared activations, as a unit vector over
-    positions; the student matches the teacher's. Needs a teacher whose inside can be read (white box), and
-    stages with equal height and width, which are paired from the deepest upwards.
+    positions; the student matches the teacher's. Needs a teacher whose inside can be read (white box). Stages
+    are paired by height and width; where several share a size, the deepest counts.
 
     Attributes:
         teacher: a network with ``features``.
         weight: of the attention term; the authors' code uses 1000 with a mean over positions.
     """
 
-    teacher: nn.Module
+    teacher: Classifier
     weight: float = 1000.0
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, model: Classifier, batch: Batch) -> Tensor:
         with torch.no_grad():
-            wanted = {maps.shape[2:]: maps for maps in self.teacher.features(batch.images)}  # type: ignore[operator]
-        stages = model.features(batch.images)  # type: ignore[operator]
-        # A dict keeps the deepest stage of each size, on both sides.
-        given = {maps.shape[2:]: maps for maps in stages if maps.ndim == 4}
+            wanted = _by_size(self.teacher.features(batch.images))
+        stages = model.features(batch.images)
+        given = _by_size(stages)
         shared = [size for size in given if size in wanted]
         if not shared:
             raise KdsecError("attention transfer found no stages of equal size; choose nets of one family")
         gaps = [(attention_map(given[size]) - attention_map(wanted[size])).square().mean() for size in shared]
-        return cross_entropy(model.head(stages[-1]), batch.labels) + self.weight * torch.stack(gaps).sum()  # type: ignore[operator]
+        return cross_entropy(model.head(stages[-1]), batch.labels) + self.weight * torch.stack(gaps).sum()
+
+
+def _by_size(stages: list[Tensor]) -> dict[torch.Size, Tensor]:
+    return {maps.shape[2:]: maps for maps in stages if maps.ndim == 4}
 
 
 def attention_map(features: Tensor) -> Tensor:
@@ -189,4 +204,6 @@ def attention_map(features: Tensor) -> Tensor:
 
 def check_temperature(temperature: float) -> None:
     if not temperature > 0:
-        raise KdsecError(f"temperature={temperature} must be above 0; 1 leaves the softmax as it is, 4 is common")
+        raise KdsecError(
+            f"temperature={temperature} must be above 0; 1 leaves the softmax as it is, 4 is common"
+        )

@@ -25,7 +25,8 @@ def fingerprint(value: Any) -> str:
     """Hash ``value`` to 16 hex digits.
 
     Understands None, bool, int, float, str, bytes, paths, tensors, devices, dtypes, modules (architecture and
-    state), image sets, dataclasses, mappings, sequences, ``functools.partial`` and plain functions (by source text).
+    state), image sets, dataclasses, mappings, sequences, ``functools.partial`` and plain functions (by their
+    source text).
 
     Raises:
         KdsecError: the value has no stable content, a lambda with captured variables for instance.
@@ -108,9 +109,9 @@ def _class_source(kind: type) -> str:
         return inspect.getsource(kind)
     except (OSError, TypeError):
         methods = [item for item in vars(kind).values() if isinstance(item, types.FunctionType)]
-        return "\n".join(inspect.getsource(method) for method in methods if method.__module__ == kind.__module__ and _has_source(method))
+        return "\n".join(inspect.getsource(method) for method in methods if _typed(method))
 
 
-def _has_source(method: types.FunctionType) -> bool:
-    """False for the methods that the dataclass decorator generates."""
-    return method.__code__.co_filename != "<string>"
+def _typed(method: types.FunctionType) -> bool:
+    """False for the methods that the dataclass decorator generates, which have no source."""
+    return inspect.unwrap(method).__code__.co_filename != "<string>"

@@ -1,7 +1,7 @@
 """One progress bar that behaves in a terminal, in a notebook and in a log file.
 
-``KDSEC_PROGRESS`` decides when set: ``bar`` (a tqdm bar), ``log`` (at most ten plain lines) or ``off``. When it
-is not set, a terminal and an interactive notebook get the bar and everything else the lines.
+``KDSEC_PROGRESS`` decides when set: ``bar`` (a tqdm bar), ``log`` (at most ten plain lines) or ``off``. When
+it is not set, a terminal and an interactive notebook get the bar and everything else the lines.
 """
 
 from __future__ import annotations
@@ -53,4 +53,8 @@ def _lines(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
         yield item
         if done * 10 // max(total, 1) > tenth:
             tenth = done * 10 // max(total, 1)
-            print(f"{label}: {done}/{total} ({time.monotonic() - start:.0f} s)", file=sys.stderr, flush=True)
+            print(
+                f"{label}: {done}/{total} ({time.monotonic() - start:.0f} s)",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,21 +1,22 @@
 """The one training loop of the book, and exact evaluation.
 
-Everything that differs between a teacher, a student, a thief and a defended model is in the *loss*: a callable
-``loss(model, batch) -> scalar``. The loop knows nothing else about what it trains.
+Everything that differs between a teacher, a student, a thief and a defended model is in the *loss*: a
+callable ``loss(model, batch) -> scalar``. The loop knows nothing else about what it trains.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsec.data import UNLABELLED, Augment, Batch, ImageSet, Loader
+from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError, choose
 from kdsec.progress import track
 
@@ -58,7 +59,7 @@ class Recipe:
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     grad_clip: float | None = None
-    augment: Augment = Augment()
+    augment: Augment = field(default_factory=Augment)
     precision: str = "auto"
     compile: bool = False
 
@@ -67,12 +68,14 @@ class Recipe:
         choose("schedule", self.schedule, SCHEDULES)
         choose("precision", self.precision, PRECISIONS)
         if self.epochs < 1 or not self.lr > 0:
-            raise KdsecError(f"epochs={self.epochs}, lr={self.lr}: give at least 1 epoch and a learning rate above 0")
+            raise KdsecError(
+                f"epochs={self.epochs}, lr={self.lr}: give at least 1 epoch and a learning rate above 0"
+            )
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy with the labels, softened by ``smoothing`` (Szegedy et al. 2016); skips unlabelled images."""
+    """Cross-entropy with the labels, softened by ``smoothing`` (Szegedy et al. 2016)."""
 
     smoothing: float = 0.0
 
@@ -88,11 +91,21 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
         labels: ``(B,)`` in 0..K-1 or ``UNLABELLED``.
         smoothing: label smoothing in [0, 1).
     """
-    total = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="sum")
+    total = F.cross_entropy(
+        logits.float(), labels, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="sum"
+    )
     return total / (labels != UNLABELLED).sum().clamp(min=1)
 
 
-def fit(model: nn.Module, data: ImageSet, recipe: Recipe, loss: Loss | None = None, *, seed: int = 0, label: str = "training") -> list[float]:
+def fit(
+    model: nn.Module,
+    data: ImageSet,
+    recipe: Recipe,
+    loss: Loss | None = None,
+    *,
+    seed: int = 0,
+    label: str = "training",
+) -> list[float]:
     """Train ``model`` in place and leave it in eval mode; the last epoch is the result.
 
     Same seed and same machine give the same weights to the bit on a CPU.
@@ -115,8 +128,8 @@ def fit(model: nn.Module, data: ImageSet, recipe: Recipe, loss: Loss | None = No
     device = data.images.device
     loader = Loader(data, recipe.batch_size, augment=recipe.augment, seed=seed)
     steps = recipe.epochs * len(loader)
-    model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    network = torch.compile(model) if recipe.compile else model
+    model.to(memory_format=torch.channels_last).train()
+    network: Any = torch.compile(model) if recipe.compile else model
     optimizer = _optimizer(model, recipe)
     scheduler = _scheduler(optimizer, recipe, steps)
     dtype = autocast_dtype(recipe.precision, device)
@@ -152,7 +165,9 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """
     if precision == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+            return (
+                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+            )
         return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
     if precision == "fp16" and device.type != "cuda":
         raise KdsecError("precision fp16 needs a GPU; on a CPU use auto, bf16 or float32")
@@ -172,11 +187,15 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+def _scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
     schedulers = torch.optim.lr_scheduler
     if recipe.schedule == "one-cycle":
         # One step more than is taken, since the scheduler is also advanced after the last step.
-        return schedulers.OneCycleLR(optimizer, recipe.lr, total_steps=steps + 1, pct_start=0.3, cycle_momentum=False)
+        return schedulers.OneCycleLR(
+            optimizer, recipe.lr, total_steps=steps + 1, pct_start=0.3, cycle_momentum=False
+        )
     milestones = recipe.milestones if recipe.schedule == "step" else ()
     per_epoch = steps // recipe.epochs
     return schedulers.MultiStepLR(optimizer, [epoch * per_epoch for epoch in milestones], recipe.gamma)
@@ -209,23 +228,26 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor | ImageSet, batch_size: int = 1000) -> Tensor:
-    """Logits ``(N, K)`` in eval mode and float32, whatever mode the model is in now (it is put back).
+def predict(model: nn.Module, images: Tensor | ImageSet, batch_size: int = 250) -> Tensor:
+    """Logits ``(N, K)`` in eval mode and float32; the model is put back into the mode it was in.
 
     Args:
         model: any network from images to logits.
         images: an ``ImageSet`` or ``(N, C, H, W)`` in [0, 1].
-        batch_size: images at a time.
+        batch_size: images at a time; on a CPU, batches that stay in the cache are several times faster.
     """
-    data = images if isinstance(images, ImageSet) else ImageSet(images, images.new_zeros(len(images)).long(), ("",), "images")
+    pixels = images.images if isinstance(images, ImageSet) else images
     was_training = model.training
     model.eval()
-    chunks = [model(data.float_images(slice(start, start + batch_size))).float() for start in range(0, len(data), batch_size)]
+    logits = [
+        model(to_float(chunk).contiguous(memory_format=torch.channels_last)).float()
+        for chunk in pixels.split(batch_size)
+    ]
     model.train(was_training)
-    return torch.cat(chunks)
+    return torch.cat(logits)
 
 
-def evaluate(model: nn.Module, data: ImageSet, batch_size: int = 1000) -> Score:
+def evaluate(model: nn.Module, data: ImageSet) -> Score:
     """Exact accuracy of ``model`` on ``data``."""
-    correct = predict(model, data, batch_size).argmax(1) == data.labels
+    correct = predict(model, data).argmax(1) == data.labels
     return Score(int(correct.sum()), len(data))

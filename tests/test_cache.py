@@ -152,7 +152,21 @@ class Loss:
 
 
 def test_fingerprints_tell_types_apart():
-    values = [None, 1, 1.0, True, "1", b"1", [1], (1,), {"a": 1}, torch.ones(1), torch.ones(1).double(), Loss(), Loss(2.0)]
+    values = [
+        None,
+        1,
+        1.0,
+        True,
+        "1",
+        b"1",
+        [1],
+        (1,),
+        {"a": 1},
+        torch.ones(1),
+        torch.ones(1).double(),
+        Loss(),
+        Loss(2.0),
+    ]
     assert len({fingerprint(value) for value in values}) == len(values)
 
 

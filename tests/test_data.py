@@ -156,7 +156,12 @@ def test_download_is_kept_as_one_file(tmp_path, monkeypatch):
         calls.append(scratch)
         images = np.zeros((12, 28, 28), np.uint8)
         labels = np.arange(12) % 10
-        return {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+        return {
+            "train_images": images,
+            "train_labels": labels,
+            "test_images": images,
+            "test_labels": labels,
+        }
 
     monkeypatch.setitem(sources.DOWNLOADS, "mnist", download)
     data.load("mnist")
@@ -176,7 +181,11 @@ def test_checksum_sees_pixels_and_labels():
     base = tiny()
     pixel = base.images.clone()
     pixel[0, 0, 0, 0] ^= 1
-    others = [base.replace(images=pixel), base.replace(labels=base.labels.roll(1)), base.unlabelled()]
+    others = [
+        base.replace(images=pixel),
+        base.replace(labels=base.labels.roll(1)),
+        base.unlabelled(),
+    ]
     assert len({each.checksum for each in [base, *others]}) == 4
     assert tiny().checksum == base.checksum
 
@@ -190,16 +199,27 @@ def test_mean_std_agrees_with_torch():
     assert base.replace(images=base.float_images()).mean_std()[0] == pytest.approx(mean)
 
 
-def test_plain_epoch_shows_every_image_once():
-    base = tiny(21)
-    batches = list(Loader(base, 4, seed=1))
-    assert [len(batch.labels) for batch in batches] == [4, 4, 4, 4, 4]  # a single left-over image is dropped
-    index = torch.cat([batch.index for batch in batches])
-    assert len(index.unique()) == 20
-    for batch in batches:
-        assert torch.equal(batch.images, base.float_images(batch.index))
-        assert torch.equal(batch.labels, base.labels[batch.index])
-        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+def test_an_epoch_is_full_batches_of_different_images():
+    """Two left-over images once made a batch of their own, whose statistics wrecked batch normalisation."""
+    base = tiny(22)
+    loader = Loader(base, 4, seed=1)
+    left_out = set()
+    for _ in range(8):
+        batches = list(loader)
+        assert len(batches) == len(loader) == 5 and all(len(batch.labels) == 4 for batch in batches)
+        position = torch.cat([batch.position for batch in batches])
+        assert len(position.unique()) == 20
+        left_out |= set(range(22)) - set(position.tolist())
+        for batch in batches:
+            assert torch.equal(batch.images, base.float_images(batch.position))
+            assert torch.equal(batch.labels, base.labels[batch.position])
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert len(left_out) > 4  # other images every time
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch():
+    (batch,) = Loader(tiny(3), 64)
+    assert len(batch.labels) == 3
 
 
 def test_seed_fixes_order_and_augmentation():
@@ -219,7 +239,7 @@ def test_crop_and_flip_show_a_window_of_the_padded_image():
     flips = shifts = 0
     for _ in range(3):
         for batch in Loader(base, 16, augment=Augment(crop=2, flip=True), seed=_):
-            for image, where in zip(batch.images, batch.index, strict=True):
+            for image, where in zip(batch.images, batch.position, strict=True):
                 windows = {
                     (top, left, mirrored): padded[where, :, top : top + 6, left : left + 6].flip(-1)
                     if mirrored
@@ -237,7 +257,9 @@ def test_crop_and_flip_show_a_window_of_the_padded_image():
 
 def test_cutout_blanks_at_most_its_square():
     base = ImageSet(torch.ones(200, 1, 8, 8), torch.zeros(200).long(), ("a",), "ones")
-    blank = torch.cat([(batch.images == 0).flatten(1).sum(1) for batch in Loader(base, 50, augment=Augment(cutout=3))])
+    blank = torch.cat(
+        [(batch.images == 0).flatten(1).sum(1) for batch in Loader(base, 50, augment=Augment(cutout=3))]
+    )
     assert blank.max() == 9 and blank.min() >= 1
 
 

@@ -49,7 +49,9 @@ def test_soft_term_is_the_textbook_sum(logits):
 def test_soft_term_is_zero_only_at_the_teacher(logits):
     student, teacher, _ = logits
     assert soft_cross_term(teacher, teacher, 4.0).item() == pytest.approx(0, abs=1e-6)
-    assert soft_cross_term(teacher + 7.0, teacher, 4.0).item() == pytest.approx(0, abs=1e-5)  # shifting all logits changes nothing
+    assert soft_cross_term(teacher + 7.0, teacher, 4.0).item() == pytest.approx(
+        0, abs=1e-5
+    )  # shifting all logits changes nothing
     assert soft_cross_term(student, teacher, 4.0).item() > 0.01
 
 
@@ -58,7 +60,9 @@ def test_gradient_is_the_difference_of_softmaxes(logits):
     student.requires_grad_()
     temperature = 2.5
     soft_cross_term(student, teacher, temperature).backward()
-    closed = temperature * ((student / temperature).softmax(1) - (teacher / temperature).softmax(1)) / len(student)
+    closed = (
+        temperature * ((student / temperature).softmax(1) - (teacher / temperature).softmax(1)) / len(student)
+    )
     assert torch.allclose(student.grad, closed, atol=1e-6)
 
 
@@ -75,7 +79,9 @@ def test_alpha_mixes_the_two_terms(logits):
     student, teacher, labels = logits
     ends = [kd_loss(student, teacher, labels, 4.0, alpha) for alpha in (0.0, 1.0)]
     assert ends[0].item() == pytest.approx(F.cross_entropy(student, labels).item(), rel=1e-5)
-    assert kd_loss(student, teacher, labels, 4.0, 0.3).item() == pytest.approx((0.7 * ends[0] + 0.3 * ends[1]).item(), rel=1e-5)
+    assert kd_loss(student, teacher, labels, 4.0, 0.3).item() == pytest.approx(
+        (0.7 * ends[0] + 0.3 * ends[1]).item(), rel=1e-5
+    )
 
 
 def test_decoupling_adds_up_to_hinton(logits):
@@ -146,8 +152,12 @@ def test_attention_transfer_pulls_the_maps_together():
 
     def gap(model):
         pairs = zip(model.features(base.images), big.features(base.images), strict=False)
-        same = [(ours, theirs) for ours, theirs in pairs if ours.ndim == 4 and ours.shape[2:] == theirs.shape[2:]]
-        return sum((attention_map(ours) - attention_map(theirs)).square().mean().item() for ours, theirs in same)
+        same = [
+            (ours, theirs) for ours, theirs in pairs if ours.ndim == 4 and ours.shape[2:] == theirs.shape[2:]
+        ]
+        return sum(
+            (attention_map(ours) - attention_map(theirs)).square().mean().item() for ours, theirs in same
+        )
 
     plain, taught = (build("digits-small", 10, (1, 8, 8), seed=1) for _ in range(2))
     recipe = Recipe(epochs=10, batch_size=16, lr=0.02, precision="float32")

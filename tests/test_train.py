@@ -22,7 +22,12 @@ def stripes(count=256, seed=0):
 def net(seed=0, dropout=0.0):
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(dropout), nn.Flatten(), nn.Linear(128, 2)
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Flatten(),
+        nn.Linear(128, 2),
     )
 
 
@@ -33,7 +38,14 @@ PLAIN = Recipe(epochs=5, batch_size=32, lr=0.05, precision="float32")
     "recipe",
     [
         PLAIN,
-        Recipe(epochs=5, batch_size=32, optimizer="adam", lr=0.01, schedule="constant", precision="float32"),
+        Recipe(
+            epochs=5,
+            batch_size=32,
+            optimizer="adam",
+            lr=0.01,
+            schedule="constant",
+            precision="float32",
+        ),
         Recipe(epochs=6, batch_size=32, lr=0.05, schedule="step", milestones=(4,), precision="bf16"),
         Recipe(epochs=8, batch_size=32, lr=0.05, grad_clip=0.5, augment=Augment(crop=1)),
     ],
@@ -74,8 +86,15 @@ def test_global_generator_is_left_alone():
 
 
 def test_exploding_loss_names_the_step_and_the_cure():
-    with pytest.raises(KdsecError, match=r"became (nan|inf) at step \d+ \(epoch \d+\); lower lr \(now 1e\+10\) or set grad_clip") as caught:
-        fit(net(), stripes(), Recipe(epochs=20, batch_size=32, lr=1e10, schedule="constant", precision="float32"))
+    with pytest.raises(
+        KdsecError,
+        match=r"became (nan|inf) at step \d+ \(epoch \d+\); lower lr \(now 1e\+10\) or set grad_clip",
+    ) as caught:
+        fit(
+            net(),
+            stripes(),
+            Recipe(epochs=20, batch_size=32, lr=1e10, schedule="constant", precision="float32"),
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -95,7 +114,14 @@ def test_gradient_clipping_bounds_the_step():
         model = net()
         before = weights(model)
         recipe = Recipe(
-            epochs=1, batch_size=256, lr=1.0, schedule="constant", momentum=0.0, weight_decay=0.0, grad_clip=clip, precision="float32"
+            epochs=1,
+            batch_size=256,
+            lr=1.0,
+            schedule="constant",
+            momentum=0.0,
+            weight_decay=0.0,
+            grad_clip=clip,
+            precision="float32",
         )
         parameters = torch.cat([p.detach().flatten() for p in model.parameters()])
         fit(model, stripes(), recipe, lambda m, b: 1000 * CrossEntropy()(m, b))
@@ -127,7 +153,17 @@ def test_one_cycle_ends_at_rest_and_step_decays():
 
     cycle = rates(Recipe(epochs=10, batch_size=32, lr=0.05, precision="float32"))
     assert max(cycle) == pytest.approx(0.05, rel=0.01) and cycle[-1] < 0.05 / 50 and cycle[0] < 0.05 / 10
-    steps = rates(Recipe(epochs=3, batch_size=32, lr=0.1, schedule="step", milestones=(1, 2), gamma=0.1, precision="float32"))
+    steps = rates(
+        Recipe(
+            epochs=3,
+            batch_size=32,
+            lr=0.1,
+            schedule="step",
+            milestones=(1, 2),
+            gamma=0.1,
+            precision="float32",
+        )
+    )
     assert steps == pytest.approx([0.1] * 8 + [0.01] * 8 + [0.001] * 8)
 
 
@@ -152,7 +188,7 @@ def test_accuracy_is_exact_and_mode_is_kept():
     base = stripes(33)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     model.train()
-    score = evaluate(model, base, batch_size=7)
+    score = evaluate(model, base)
     by_hand = (model(base.float_images()).argmax(1) == base.labels).sum().item()
     assert (score.correct, score.total) == (by_hand, 33)
     assert model.training
@@ -184,6 +220,10 @@ def test_compiled_training_learns_the_same():
     models = []
     for compile in (False, True):
         model = net()
-        fit(model, stripes(), Recipe(epochs=3, batch_size=32, lr=0.02, precision="float32", compile=compile))
+        fit(
+            model,
+            stripes(),
+            Recipe(epochs=3, batch_size=32, lr=0.02, precision="float32", compile=compile),
+        )
         models.append(model)
     assert torch.allclose(weights(models[0]), weights(models[1]), atol=1e-3)

@@ -33,12 +33,7 @@ class Chapter:
         return f"{self.number:02d}-{self.name}.ipynb"
 
 
-CHAPTERS = {
-    chapter.name: chapter
-    for chapter in (
-        Chapter("opening", 1, "Distillation, and how it steals"),
-    )
-}
+CHAPTERS = {chapter.name: chapter for chapter in (Chapter("opening", 1, "Distillation, and how it steals"),)}
 
 
 def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -53,7 +48,11 @@ def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = N
     base = module.PROFILES[profile]
     types_of = typing.get_type_hints(type(base))
     for name, value in (overrides or {}).items():
-        choose(f"setting of chapter {chapter}", name, [field.name for field in dataclasses.fields(base)])
+        choose(
+            f"setting of chapter {chapter}",
+            name,
+            [field.name for field in dataclasses.fields(base)],
+        )
         _check_type(name, value, types_of[name])
     return dataclasses.replace(base, **(overrides or {}))
 

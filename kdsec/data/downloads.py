@@ -44,7 +44,7 @@ def cifar100(scratch: pathlib.Path) -> dict[str, np.ndarray]:
 def gtsrb(scratch: pathlib.Path) -> dict[str, np.ndarray]:
     from torchvision.datasets import GTSRB
 
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for part in ("train", "test"):
         signs = GTSRB(str(scratch), split=part, download=True)
         pictures = [(np.asarray(image.resize((GTSRB_SIZE, GTSRB_SIZE), 2)), label) for image, label in signs]
@@ -65,9 +65,13 @@ def tiny_imagenet(scratch: pathlib.Path) -> dict[str, np.ndarray]:
         return np.asarray(Image.open(path).convert("RGB"))
 
     train = [
-        (read(path), label) for name, label in classes.items() for path in sorted(folder.glob(f"train/{name}/images/*.JPEG"))
+        (read(path), label)
+        for name, label in classes.items()
+        for path in sorted(folder.glob(f"train/{name}/images/*.JPEG"))
     ]
-    rows = [line.split("\t")[:2] for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
+    rows = [
+        line.split("\t")[:2] for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()
+    ]
     test = [(read(folder / "val" / "images" / file), classes[name]) for file, name in rows]
     return _stack("train", train) | _stack("test", test)
 

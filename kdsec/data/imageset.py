@@ -36,12 +36,15 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or len(self.images) != len(self.labels) or self.labels.ndim != 1:
+            shapes = f"images {tuple(self.images.shape)} and labels {tuple(self.labels.shape)}"
+            raise KdsecError(f"{self.name}: {shapes} do not fit; give images (N, C, H, W) and labels (N,)")
+        if (
+            len(self.labels)
+            and not UNLABELLED <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes
+        ):
             raise KdsecError(
-                f"{self.name}: images {tuple(self.images.shape)} and labels {tuple(self.labels.shape)} do not fit; "
-                "give images (N, C, H, W) and labels (N,)"
+                f"{self.name}: labels outside 0..{self.num_classes - 1} (or {UNLABELLED} for unlabelled)"
             )
-        if len(self.labels) and not UNLABELLED <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
-            raise KdsecError(f"{self.name}: labels outside 0..{self.num_classes - 1} (or {UNLABELLED} for unlabelled)")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,7 +94,9 @@ class ImageSet:
     def mean_std(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, in [0, 1] pixel units, over the whole set."""
         images = self.images.flatten(2).transpose(0, 1).flatten(1)  # (C, N*H*W)
-        if images.dtype == torch.uint8:  # exact and light: count the 256 values instead of converting them all
+        if (
+            images.dtype == torch.uint8
+        ):  # exact and light: count the 256 values instead of converting them all
             counts = torch.stack([torch.bincount(channel, minlength=256) for channel in images]).double()
             levels = torch.arange(256, dtype=torch.float64, device=images.device) / 255
             mean = (counts * levels).sum(1) / counts.sum(1)

@@ -37,47 +37,46 @@ class Augment:
 
 
 class Batch(NamedTuple):
-    """One training batch. ``index`` says where each image stands in the set, for cached teacher labels."""
+    """One training batch. ``position`` says where each image stands in the set, for cached teacher labels."""
 
     images: Tensor  # (B, C, H, W) float32 in [0, 1], channels-last in memory
     labels: Tensor  # (B,) int64
-    index: Tensor  # (B,) int64
+    position: Tensor  # (B,) int64
 
 
 class Loader:
-    """Iterating over a loader is one epoch; every epoch continues the same seeded random stream.
+    """Shuffled training batches; iterating is one epoch, and epochs continue one seeded random stream.
+
+    All batches are full: what is left over at the end of an epoch is dropped, other images each time. A last
+    batch of a few images would give batch normalisation statistics of a few images, and one such step at a
+    high learning rate undoes many good ones.
 
     Args:
-        data: the set; all of it is used.
-        batch_size: images a batch. The last batch of an epoch may be smaller; one left-over image is dropped,
-            since batch normalisation cannot learn from a single image.
+        data: the set.
+        batch_size: images a batch; a smaller set is one batch.
         augment: random changes to each image.
         seed: the order and the augmentations are a pure function of it.
-        shuffle: a new order every epoch.
     """
 
-    def __init__(self, data: ImageSet, batch_size: int, *, augment: Augment | None = None, seed: int = 0, shuffle: bool = True):
+    def __init__(self, data: ImageSet, batch_size: int, *, augment: Augment | None = None, seed: int = 0):
         if batch_size < 2 or len(data) < 2:
             raise KdsecError(f"batch_size={batch_size} of {len(data)} images; both must be 2 or more")
         self.augment = augment or Augment()
         self.batch_size = min(batch_size, len(data))
-        self.shuffle = shuffle
         self.labels = data.labels
-        self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same stream for every device
+        self.generator = torch.Generator().manual_seed(seed)  # on the CPU: one stream for every device
         self.device = data.images.device
         pad = self.augment.crop
-        self.pixels = F.pad(data.images, (pad, pad, pad, pad)).permute(0, 2, 3, 1).contiguous()  # (N, H+2p, W+2p, C)
+        padded = F.pad(data.images, (pad, pad, pad, pad))
+        self.pixels = padded.permute(0, 2, 3, 1).contiguous()  # (N, H + 2 pad, W + 2 pad, C)
         self.size = data.shape[1:]
 
     def __len__(self) -> int:
-        batches, rest = divmod(len(self.labels), self.batch_size)
-        return batches + (rest > 1)
+        return len(self.labels) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        count = len(self.labels)
-        order = torch.randperm(count, generator=self.generator) if self.shuffle else torch.arange(count)
-        plan = self._draw_epoch(count)
-        order = order.to(self.device)
+        order = torch.randperm(len(self.labels), generator=self.generator).to(self.device)
+        plan = self._draw_epoch(len(self.labels))
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             index = order[start : start + self.batch_size]
             yield Batch(self._images(index, plan, start), self.labels[index], index)
@@ -91,7 +90,10 @@ class Loader:
 
         plan: dict[str, Tensor] = {}
         if self.augment.crop:
-            plan["top"], plan["left"] = draw(2 * self.augment.crop + 1), draw(2 * self.augment.crop + 1)
+            plan["top"], plan["left"] = (
+                draw(2 * self.augment.crop + 1),
+                draw(2 * self.augment.crop + 1),
+            )
         if self.augment.flip:
             plan["flip"] = draw(2).bool()
         if self.augment.cutout:

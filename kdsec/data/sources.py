@@ -64,7 +64,9 @@ def load(name: str, *, validation: float = 0.1, seed: int = 0, device: torch.dev
     held_out = stratified_index(train.labels, max(1, round(len(train) * validation)), seed)
     kept = torch.ones(len(train), dtype=torch.bool)
     kept[held_out] = False
-    parts = Splits(name, train.subset(kept), train.subset(held_out), _image_set(arrays, "test", classes, name))
+    parts = Splits(
+        name, train.subset(kept), train.subset(held_out), _image_set(arrays, "test", classes, name)
+    )
     return parts.to(device)
 
 
@@ -92,7 +94,7 @@ def check(name: str) -> str:
     channels, height, width = parts.train.shape
     return (
         f"{name}: {len(parts.train) + len(parts.val)} train and {len(parts.test)} test images of "
-        f"{channels}x{height}x{width}, {parts.train.num_classes} classes, checksum of test {parts.test.checksum}"
+        f"{channels}x{height}x{width}, {parts.train.num_classes} classes, test checksum {parts.test.checksum}"
     )
 
 
@@ -101,7 +103,11 @@ def status() -> list[dict[str, Any]]:
     rows = []
     for name in DATASETS:
         path = None if name == "digits" else _find(name)
-        where = "bundled with scikit-learn" if name == "digits" else str(path or "not here: kdsec data get " + name)
+        where = (
+            "bundled with scikit-learn"
+            if name == "digits"
+            else str(path or "not here: kdsec data get " + name)
+        )
         rows.append({"name": name, "classes": len(CLASS_NAMES[name]), "where": where})
     return rows
 
@@ -136,7 +142,11 @@ def _validate(arrays: Arrays, path: pathlib.Path, classes: int) -> None:
     for part in ("train", "test"):
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
         problem = ""
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+        if (
+            images.dtype != np.uint8
+            or images.ndim not in (3, 4)
+            or (images.ndim == 4 and images.shape[3] != 3)
+        ):
             problem = f"{part}_images are {images.dtype} {images.shape}, not uint8 (N, H, W) or (N, H, W, 3)"
         elif labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             problem = f"{part}_labels are {labels.dtype} {labels.shape} for {len(images)} images"
@@ -175,9 +185,14 @@ def _download(name: str) -> pathlib.Path:
         home().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home(), prefix=f".{name}-") as scratch:
             return _write(DOWNLOADS[name](pathlib.Path(scratch)), target)
-    except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for a failed or corrupt download
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # torchvision raises RuntimeError for a failed or corrupt download
         if getattr(error, "errno", None) == errno.ENOSPC:
-            raise KdsecError(f"no space left in {home()} for {name}; free some or set KDSEC_DATA to another disk") from None
+            raise KdsecError(
+                f"no space left in {home()} for {name}; free some or set KDSEC_DATA to another disk"
+            ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise KdsecError(
             f"cannot download {name} ({reason}); without internet, put {name}.npz (made elsewhere by "
@@ -190,7 +205,7 @@ def _write(arrays: Arrays, target: pathlib.Path) -> pathlib.Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.stem}.{os.getpid()}.part.npz")
     try:
-        np.savez(part, **{key: arrays[key] for key in ARRAYS})
+        np.savez(part, allow_pickle=False, **{key: arrays[key] for key in ARRAYS})
         os.replace(part, target)
     except OSError as error:
         if error.errno == errno.ENOSPC:

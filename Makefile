@@ -1,0 +1,60 @@
+# Two commands matter: `make book` and `make test`. Both build .venv first if it is missing.
+
+PYTHON ?= python3
+SUPPORTED := 3.11 3.12 3.13
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/kdsec-installed
+EXTRAS := run,book,test
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book test slow lint notebooks clean
+
+help:
+	@echo 'make book        run every chapter at the quick profile and build the book'
+	@echo 'make test        lint, type check, fast tests, and the notebooks against their stored outputs'
+	@echo 'make slow        the slow tests'
+	@echo 'make lint        ruff and mypy'
+	@echo 'make notebooks   execute notebooks/ again and store their text outputs'
+	@echo 'make setup       create .venv with the tested packages (the others do it when needed)'
+	@echo 'make clean       remove what was built; the virtual environment stays'
+	@echo 'Another Python:  make PYTHON=python3.12 book'
+
+setup: $(STAMP)
+
+# The stamp is written last: an install that was interrupted is taken up again by the next make.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v '$(PYTHON)' >/dev/null || \
+	  { echo 'error: $(PYTHON) not found; install Python ($(SUPPORTED)) or say make PYTHON=...' >&2; exit 2; }
+	@version=$$('$(PYTHON)' -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  case ' $(SUPPORTED) ' in *" $$version "*) ;; *) \
+	  echo "error: $(PYTHON) is Python $$version; kdsec needs one of: $(SUPPORTED); say make PYTHON=python3.12" >&2; \
+	  exit 2;; esac
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo 'error: $(PYTHON) lacks the venv module; install it (Debian, Ubuntu: apt install python3-venv)' >&2; exit 2; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || { echo 'creating $(VENV)'; '$(PYTHON)' -m venv --clear $(VENV); }
+	@echo 'installing the packages of constraints.txt (several gigabytes on Linux, most of it torch)'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+book: $(STAMP)
+	@$(VENV)/bin/kdsec run --profile quick --seeds 0 --out _build/run
+	@$(PY) book/build.py
+
+test: lint
+	@$(PY) -m pytest -m 'not slow' --nbval --nbval-current-env tests notebooks
+
+slow: $(STAMP)
+	@$(PY) -m pytest -m slow tests
+
+lint: $(STAMP)
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+notebooks: $(STAMP)
+	@$(PY) book/sync.py
+
+clean:
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache
+	find kdsec tests book -name __pycache__ -type d -prune -exec rm -rf {} +

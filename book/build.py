@@ -1,0 +1,231 @@
+"""Build the book: prose and executed chapters into one folder of pages that loads nothing from outside.
+
+``kdsec run --profile quick --seeds 0 --out _build/run`` executes the chapters; this script never does.
+It stages everything in ``_build/book-src``, runs jupyter-book with warnings as errors in a temporary folder,
+looks for errors in what came out, and only then puts it in place of the pages that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import nbformat
+
+from kdsec.chapters import CHAPTERS, PROFILES, Chapter
+from kdsec.errors import KdsecError
+from kdsec.report import records
+from kdsec.report.provenance import LIBRARIES
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROSE = ("*.md", "*.bib", "_static/*")
+HIDDEN = {"colab", "parameters", "injected-parameters"}
+TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-mathjax-offline")
+STAMP = ".built-from"
+THEBE = re.compile(r"<script>\s*const THEBE_JS_URL\s*=.*?</script>", re.DOTALL)
+# A tag that loads something from another host, and the marks that Sphinx and Python leave on a failure.
+OUTSIDE = re.compile(
+    r"""<(?:script|img|iframe|link(?=[^>]*\brel=["']?(?:stylesheet|preload)))
+    \b[^>]*?\b(?:src|href)=["'](?:https?:)?//[^"']*""",
+    re.VERBOSE,
+)
+BROKEN = re.compile(r"Traceback \(most recent call last\)|class=\"(?:problematic|system-message)")
+
+
+class BuildError(Exception):
+    """What stopped the build, in one line."""
+
+
+def stage(run: pathlib.Path, results: pathlib.Path, source: pathlib.Path) -> None:
+    """Fill ``source`` with all that the book is made of.
+
+    Raises:
+        BuildError: a chapter has not been executed, has failed, or shows a figure without alternative text.
+    """
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, source / name)
+    for pattern in PROSE:
+        for path in (ROOT / "book").glob(pattern):
+            target = source / path.relative_to(ROOT / "book")
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(path, target)
+    (source / "notebooks").mkdir()
+    for chapter in CHAPTERS.values():
+        notebook = prepare(executed(run, chapter), chapter)
+        nbformat.write(notebook, source / "notebooks" / chapter.notebook)
+    page = source / "run-times.md"
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace("<!-- runs -->", run_times(run, results)), encoding="utf-8")
+    # One bundle with every TeX extension. In _extra, because from _static it would be loaded twice.
+    scripts = source / "_extra" / "_static" / "mathjax"
+    scripts.mkdir(parents=True)
+    shutil.copy(mathjax() / "tex-svg-full.js", scripts)
+
+
+def mathjax() -> pathlib.Path:
+    """The folder with MathJax's bundles, from the package that carries them."""
+    spec = importlib.util.find_spec("sphinx-mathjax-offline")
+    if spec is None or spec.origin is None:
+        raise BuildError("package sphinx-mathjax-offline is missing; run make setup")
+    return pathlib.Path(spec.origin).parent / "static" / "mathjax"
+
+
+def executed(run: pathlib.Path, chapter: Chapter) -> Any:
+    """The chapter's notebook as ``kdsec run`` left it."""
+    path = run / "quick" / chapter.name / "seed0.ipynb"
+    again = f"run: kdsec run {chapter.name} --profile quick --seeds 0 --out {run}"
+    if not path.is_file():
+        raise BuildError(f"chapter {chapter.name} has no executed notebook at {path}; {again}")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (ValueError, OSError) as error:
+        raise BuildError(f"{path} is not a notebook ({type(error).__name__}); {again} --fresh") from error
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if any(output.output_type == "error" for cell in code for output in cell.outputs):
+        raise BuildError(f"chapter {chapter.name} failed: {path} ends in an error; {again} --fresh")
+    if not any(cell.execution_count for cell in code):
+        raise BuildError(f"chapter {chapter.name} was not executed: {path} has no outputs; {again} --fresh")
+    return notebook
+
+
+def prepare(notebook: Any, chapter: Chapter) -> Any:
+    """Hide the cells that are machinery, and give every figure its alternative text."""
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code":
+            continue
+        tags = set(cell.metadata.get("tags", []))
+        if tags & HIDDEN:
+            cell.metadata["tags"] = sorted(tags | {"remove-cell"})
+            continue
+        figures = [
+            output.get("metadata", {}).get(kind, {}).get("alt")
+            for output in cell.outputs
+            for kind in output.get("data", {})
+            if kind.startswith("image/")
+        ]
+        if not figures:
+            continue
+        # MyST-NB reads it from the cell, kdsec's figures carry it in the output, as nbconvert expects.
+        declared = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
+        alternatives = {declared} if declared else set(figures)
+        where = f"{chapter.notebook}, cell {index}"
+        if None in alternatives or "" in alternatives:
+            raise BuildError(f"{where}: a figure has no alternative text; show it with kdsec.report.plots")
+        if len(alternatives) > 1:
+            raise BuildError(f"{where}: two figures in one cell; give each a cell of its own")
+        cell.metadata["mystnb"] = {"image": {"alt": alternatives.pop()}}
+    notebook.metadata.pop("widgets", None)  # would fetch its viewer from outside
+    return notebook
+
+
+def run_times(run: pathlib.Path, results: pathlib.Path) -> str:
+    """Tables in Markdown: the run that these pages show, and the recorded ones."""
+    shown = records.runs(run, "quick")
+    recorded = [found for profile in PROFILES for found in records.runs(results, profile)]
+    text = ["## The run behind these pages", "", _tables(shown)]
+    if recorded:
+        text += ["", "## Recorded runs", "", "They come with the source, in `results/`.", ""]
+        text += [_tables(recorded)]
+    return "\n".join(text)
+
+
+def _tables(runs: list[dict[str, Any]]) -> str:
+    times = [("chapter", "profile", "seed", "seconds", "on", "date")]
+    versions = [("chapter", "profile", "seed", "code", "python", *LIBRARIES)]
+    for run in runs:
+        which = run["chapter"], run["profile"], run["seed"]
+        machine = run["machine"]
+        device = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+        times.append((*which, run["seconds"], device, run["date"][:10]))
+        code = (run["commit"] or "unknown")[:10] + (", changed" if run["dirty"] else "")
+        versions.append((*which, code, *(run["versions"][name] for name in ("python", *LIBRARIES))))
+    return _table(times) + "\n\n" + _table(versions) if runs else "There is none."
+
+
+def _table(rows: list[tuple[Any, ...]]) -> str:
+    lines = [" | ".join(str(cell).replace("|", "/") for cell in row) for row in rows]
+    return "\n".join(f"| {line} |" for line in [lines[0], " | ".join(["---"] * len(rows[0])), *lines[1:]])
+
+
+def digest(source: pathlib.Path) -> str:
+    """Changes whenever a build of ``source`` could come out differently."""
+    total = hashlib.sha256(pathlib.Path(__file__).read_bytes())
+    total.update(json.dumps([(name, importlib.metadata.version(name)) for name in TOOLS]).encode())
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        total.update(f"{path.relative_to(source)} {path.stat().st_size} ".encode())
+        total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def build(source: pathlib.Path, out: pathlib.Path) -> bool:
+    """Build ``source`` into ``out``; say whether there was anything to do.
+
+    Raises:
+        BuildError: jupyter-book warned or failed, or its pages show an error. ``out`` stays as it was.
+    """
+    stamp = digest(source)
+    if (out / STAMP).is_file() and (out / STAMP).read_text() == stamp:
+        return False
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="book-", dir=out.parent) as folder:
+        command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+        command += [str(source), "--path-output", folder, "-W", "--keep-going", "-n", "-q"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            log = done.stdout + done.stderr
+            notes = [line for line in log.splitlines() if re.search(r"WARNING|ERROR|Error", line)]
+            print("\n".join(notes or log.splitlines()[-30:]), file=sys.stderr)
+            raise BuildError("jupyter-book did not accept the pages; its warnings are above")
+        pages = pathlib.Path(folder) / "_build" / "html"
+        for page in pages.rglob("*.html"):
+            finish(page, pages)
+        (pages / STAMP).write_text(stamp)
+        old = pathlib.Path(folder) / "old"
+        if out.exists():
+            out.rename(old)
+        pages.rename(out)
+    return True
+
+
+def finish(page: pathlib.Path, pages: pathlib.Path) -> None:
+    """Take out the one address that the theme puts into every page, and look for marks of failure."""
+    text = THEBE.sub("", page.read_text(encoding="utf-8"))
+    page.write_text(text, encoding="utf-8")
+    for what, pattern in (("an error", BROKEN), ("something from another host", OUTSIDE)):
+        found = pattern.search(text)
+        if found:
+            raise BuildError(f"page {page.relative_to(pages)} shows or loads {what}: {found.group()[:120]}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build the book from executed chapters.")
+    parser.add_argument("--run", type=pathlib.Path, default=pathlib.Path("_build/run"))
+    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "results")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("_build/html"))
+    arguments = parser.parse_args()
+    source = arguments.out.parent / "book-src"
+    try:
+        stage(arguments.run, arguments.results, source)
+        fresh = build(source, arguments.out)
+    except (BuildError, KdsecError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("the book is built" if fresh else "the book is up to date", "- open it at:")
+    print(arguments.out.resolve() / "index.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Keep the committed notebooks in the one form that the tests, Colab and reviewers can rely on.
+
+``python book/sync.py``          write the first cell, execute at the quick profile, store text outputs
+``python book/sync.py --check``  change nothing; name every notebook that is not in that form
+
+The stored form: the first code cell installs kdsec on Colab, every code cell has been executed in order,
+outputs are text only (figures are drawn again by whoever runs the notebook, and are not worth a diff), and no
+metadata tells when or where it ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import pathlib
+import sys
+from typing import Any
+
+import nbformat
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+FIRST_CELL = """\
+# On Colab: install kdsec and only what is missing, change nothing that is there. Elsewhere: do nothing.
+from importlib.util import find_spec
+if find_spec("kdsec") is None:
+    needed = "torch torchvision numpy scipy pandas matplotlib seaborn safetensors filelock tqdm sklearn".split()
+    missing = [name.replace("sklearn", "scikit-learn") for name in needed if find_spec(name) is None]
+    %pip install -q --no-deps git+{url} {{" ".join(missing)}}"""
+
+
+def repository() -> str:
+    """The address of the repository, from its one place."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    return str(config["repository"]["url"])
+
+
+def with_first_cell(notebook: Any) -> Any:
+    """A copy of ``notebook`` whose first code cell is the one for Colab, replaced or put in."""
+    notebook = copy.deepcopy(notebook)
+    cells = notebook.cells
+    code = [index for index, cell in enumerate(cells) if cell.cell_type == "code"]
+    if not (code and "colab" in cells[code[0]].metadata.get("tags", [])):
+        index = code[0] if code else len(cells)
+        cells.insert(index, nbformat.v4.new_code_cell(metadata={"tags": ["colab", "remove-cell"]}))
+        code = [index]
+    cells[code[0]].source = FIRST_CELL.format(url=repository())
+    return notebook
+
+
+def text_only(notebook: Any) -> Any:
+    """A copy of an executed ``notebook`` without pictures, widgets, warnings or traces of the run."""
+    notebook = copy.deepcopy(notebook)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for index, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{index:02d}"
+        kept = {key: cell.metadata[key] for key in ("tags", "mystnb") if key in cell.metadata}
+        cell.metadata = nbformat.from_dict(kept)
+        if cell.cell_type == "code":
+            outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            for output in outputs:
+                if "data" in output:
+                    output.data = {k: v for k, v in output.data.items() if k.startswith("text/")}
+            cell.outputs = outputs
+    return notebook
+
+
+def execute(notebook: Any, folder: pathlib.Path) -> Any:
+    """Run ``notebook`` from top to bottom as it stands, which is at the quick profile."""
+    from nbclient import NotebookClient
+
+    notebook = copy.deepcopy(notebook)
+    os.environ["KDSEC_PROGRESS"] = "off"
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, kernel_name="python3", timeout=1200, resources=resources).execute()
+    return notebook
+
+
+def faults(notebook: Any) -> list[str]:
+    """What keeps ``notebook`` from being in the stored form; empty when nothing does."""
+    found = []
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if nbformat.writes(with_first_cell(notebook)) != nbformat.writes(notebook):
+        found.append("its first code cell is not the one that book/sync.py writes")
+    # nbval compares nothing in a cell without a count, so a stripped notebook would pass it unchecked.
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        found.append("its code cells have not been executed in order from a fresh kernel")
+    if nbformat.writes(text_only(notebook)) != nbformat.writes(notebook):
+        found.append("it holds figures, warnings or metadata of a run")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Execute the notebooks and store text outputs.")
+    parser.add_argument("--check", action="store_true", help="change nothing, only report")
+    parser.add_argument("notebooks", nargs="*", type=pathlib.Path, help="default: all chapters")
+    arguments = parser.parse_args()
+    status = 0
+    for path in arguments.notebooks or sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        if arguments.check:
+            for fault in faults(notebook):
+                print(f"{path}: {fault}; run make notebooks", file=sys.stderr)
+                status = 1
+            continue
+        print(f"executing {path.name}", flush=True)
+        executed = execute(with_first_cell(notebook), path.parent)
+        temporary = path.with_suffix(".ipynb.tmp")
+        temporary.write_text(nbformat.writes(text_only(executed)) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

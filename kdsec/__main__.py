@@ -1,0 +1,7 @@
+"""``python -m kdsec`` is the command ``kdsec``."""
+
+import sys
+
+from kdsec.cli import main
+
+sys.exit(main())

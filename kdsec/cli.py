@@ -1,0 +1,298 @@
+"""The command ``kdsec``: list and run chapters, look after data, print recorded results.
+
+Exit status: 0 all well, 1 a chapter failed, 2 a mistake in what was asked for, 130 interrupted.
+What each command needs is imported when it runs, so that ``--help`` and ``list`` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from kdsec import __version__
+from kdsec.chapters import CHAPTERS, PROFILES
+from kdsec.errors import KdsecError, choose
+
+MOST_SEEDS = 1000
+KEYS = ["chapter", "dataset", "arm", "model", "setting", "metric"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says every mistake in the one line that all errors of kdsec take."""
+
+    def error(self, message: str) -> NoReturn:
+        raise KdsecError(f"{message}; `{self.prog} --help` shows what is allowed")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Mistakes and failing disks are one line, bugs a traceback."""
+    try:
+        options = _parser().parse_args(arguments)
+        status: int = options.action(options)
+        sys.stdout.flush()
+        return status
+    except KdsecError as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt as stop:
+        kept = f" ({stop})" if str(stop) else ""
+        return _complain(f"interrupted{kept}; the same command without --fresh goes on from here", 130)
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`): no message, and none from Python's own flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _complain(f"{where}{error.strerror}; mend that or choose another folder", 2)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"kdsec: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="kdsec",
+        description="The security of knowledge distillation, as a book you can run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"kdsec {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, action: Callable[..., int], text: str, to: Any = commands) -> _Parser:
+        made: _Parser = to.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.set_defaults(action=action)
+        return made
+
+    lister = command("list", _list, "the chapters of the book")
+    _add_format(lister, "table", "json")
+    _add_run(command("run", _run, "run chapters; what is done already is kept"))
+
+    data = command("data", _data_list, "data sets: which are here, fetch, pack, check")
+    kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_format(
+        command("list", _data_list, "the data sets, and where they are read from", kinds), "table", "json"
+    )
+    get = command("get", _data_get, "download data sets", kinds)
+    get.add_argument("names", metavar="NAME", nargs="+")
+    pack = command("pack", _data_pack, "write DIR/NAME.npz, for machines without internet", kinds)
+    pack.add_argument("name", metavar="NAME")
+    pack.add_argument("--to", metavar="DIR", required=True)
+    check = command("check", _data_check, "read data sets whole; default: all that are here", kinds)
+    check.add_argument("names", metavar="NAME", nargs="*")
+
+    results = command("results", _results, "recorded results: mean and spread over seeds, or the rows")
+    results.add_argument("chapter", metavar="CHAPTER", nargs="?", help="default: all")
+    _add_profile(results)
+    _add_format(results, "table", "csv", "json")
+    results.add_argument(
+        "--out", metavar="DIR", help="where `kdsec run --out DIR` put them (default: the book's own)"
+    )
+    return parser
+
+
+def _add_run(run: _Parser) -> None:
+    run.add_argument("chapters", metavar="CHAPTER", nargs="*", help="default: all; see `kdsec list`")
+    _add_profile(run)
+    run.add_argument("--seeds", metavar="LIST", default="0", help="such as 0,1,2 or 0-4 (default: 0)")
+    run.add_argument("--jobs", metavar="N", default="1", help="runs at a time (default: 1)")
+    run.add_argument("--device", metavar="DEVICE", default="auto", help="auto, cpu or cuda (default: auto)")
+    run.add_argument("--out", metavar="DIR", help="where results go (default: results)")
+    run.add_argument("--fresh", action="store_true", help="run and train anew what is done already")
+    run.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="change a setting of the profile; needs --out",
+    )
+    run.add_argument("--notebooks", metavar="DIR", help="the chapters' notebooks (default: the repository's)")
+
+
+def _add_profile(parser: _Parser) -> None:
+    text = f"{', '.join(PROFILES[:-1])} or {PROFILES[-1]} (default: {PROFILES[0]})"
+    parser.add_argument("--profile", metavar="PROFILE", default=PROFILES[0], help=text)
+
+
+def _add_format(parser: _Parser, *formats: str) -> None:
+    parser.set_defaults(formats=formats)
+    parser.add_argument("--format", metavar="FORMAT", default=formats[0], help=f"{' or '.join(formats)}")
+
+
+def _list(options: argparse.Namespace) -> int:
+    rows = [
+        {"number": each.number, "chapter": each.name, "title": each.title, "notebook": each.notebook}
+        for each in CHAPTERS.values()
+    ]
+    return _show(rows, options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    seeds = _seeds(options.seeds)
+    overrides = _overrides(options.overrides)
+    if not options.jobs.isdecimal() or int(options.jobs) < 1:
+        raise KdsecError(f"--jobs {options.jobs!r} is not a whole number from 1 up")
+    for name in options.chapters:  # the checks that need nothing heavy come first: typing errors show at once
+        choose("chapter", name, CHAPTERS)
+    choose("profile", options.profile, PROFILES)
+    from kdsec.runner import run_chapters, short
+
+    outcomes = run_chapters(
+        options.chapters,
+        options.profile,
+        seeds,
+        jobs=int(options.jobs),
+        device=options.device,
+        out=options.out,
+        fresh=options.fresh,
+        overrides=overrides,
+        notebooks=options.notebooks,
+    )
+    rows = [
+        {
+            "chapter": each.chapter,
+            "seed": each.seed,
+            "status": each.status,
+            "seconds": f"{each.seconds:.1f}",
+            "where": short(each.where),
+        }
+        for each in outcomes
+    ]
+    print(text_table(rows))
+    return 1 if any(each.status == "failed" for each in outcomes) else 0
+
+
+def _data_list(options: argparse.Namespace) -> int:
+    from kdsec import data
+
+    return _show(data.status(), options)
+
+
+def _data_get(options: argparse.Namespace) -> int:
+    from kdsec import data
+
+    for name in options.names:
+        choose("dataset", name, data.DATASETS)
+    for name in options.names:
+        print(f"{name}: {data.fetch(name) or 'bundled, nothing to download'}", flush=True)
+    return 0
+
+
+def _data_pack(options: argparse.Namespace) -> int:
+    from kdsec import data
+
+    print(data.pack(options.name, options.to))
+    return 0
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    """Every set is checked even when one is damaged, so that one call tells all there is to mend."""
+    from kdsec import data
+
+    here = [row["name"] for row in data.status() if not row["where"].startswith("not here")]
+    for name in options.names:
+        choose("dataset", name, data.DATASETS)
+    status = 0
+    for name in options.names or here:
+        try:
+            print(data.check(name), flush=True)
+        except KdsecError as error:
+            status = _complain(str(error), 2)
+    return status
+
+
+def _results(options: argparse.Namespace) -> int:
+    choose("format", options.format, options.formats)
+    from kdsec.report import records
+
+    folder = pathlib.Path(options.out) if options.out is not None else records.recorded_folder()
+    frame = records.read(folder, options.profile, options.chapter)
+    if frame.empty:
+        what = f"chapter {options.chapter}" if options.chapter else "any chapter"
+        raise KdsecError(
+            f"no records of {what} at profile {options.profile} in {folder}; "
+            f"`kdsec run` makes them, --out and --profile say where to look"
+        )
+    if options.format == "csv":
+        frame.to_csv(sys.stdout, index=False, float_format="%.9g", lineterminator="\n")
+    elif options.format == "json":
+        print(frame.to_json(orient="records", indent=1, double_precision=15))
+    else:
+        rows = []
+        for labels, values in frame.groupby(KEYS, sort=False)["value"]:
+            spread = f"{values.std():.2g}" if len(values) > 1 else ""
+            row = dict(zip(KEYS, labels, strict=True))
+            rows.append({**row, "mean": f"{values.mean():.4g}", "sd": spread, "seeds": len(values)})
+        print(text_table(rows))
+    return 0
+
+
+def text_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of one shape as lines of text, columns aligned, numbers to the right."""
+    names = list(rows[0]) if rows else []
+    cells = [[str(row[name]) for name in names] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
+    right = [all(_is_number(line[i]) for line in cells) for i in range(len(names))]
+
+    def line(parts: Sequence[str]) -> str:
+        padded = (p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(names), line(["-" * width for width in widths]), *map(line, cells)])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text or "0")
+    except ValueError:
+        return False
+    return True
+
+
+def _show(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> int:
+    as_json = choose("format", options.format, options.formats) == "json"
+    print(json.dumps(list(rows), indent=1) if as_json else text_table(rows))
+    return 0
+
+
+def _seeds(text: str) -> list[int]:
+    """``0,1,2``, ``0-4`` or both mixed."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = [first, last] if dash else [first]
+        if not all(end.isascii() and end.isdecimal() and len(end) <= 10 for end in ends):
+            raise KdsecError(f"--seeds {text!r} is not a list of whole numbers; write 0,1,2 or 0-4")
+        low, high = int(ends[0]), int(ends[-1])
+        if not 0 <= high - low < MOST_SEEDS:
+            raise KdsecError(
+                f"--seeds {text!r}: {part} is no range from low to high of at most {MOST_SEEDS} seeds"
+            )
+        seeds += range(low, high + 1)
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        raise KdsecError(f"--seeds {text!r} has {twice[0]} twice; give each seed once")
+    return seeds
+
+
+def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """Python values where they parse as such, else text."""
+    overrides: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier() or name in overrides:
+            raise KdsecError(f"--set {pair!r} is not NAME=VALUE with a new name; for instance --set epochs=3")
+        try:
+            overrides[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            overrides[name] = text
+    return overrides

@@ -1,0 +1,119 @@
+"""What every classification net shares: normalisation inside, stages, a head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kdsec.errors import KdsecError
+
+Shape = tuple[int, int, int]  # channels, height, width of one image
+Body = tuple[list[nn.Module], nn.Module]  # the stages and the head a net is made of
+
+
+class Normalize(nn.Module):
+    """The first layer of every net: ``(images - mean) / std``, channel by channel.
+
+    Because it is part of the model, whoever attacks the model works in pixels: an ``eps`` of 8/255
+        means 8/255 of the range of a pixel, whatever the data set's mean and standard deviation.
+
+    Args:
+        channels: number of image channels, C.
+        mean: C values in [0, 1]; None means 0.
+        std: C values in (0, 1]; None means 1.
+
+    Raises:
+        KdsecError: a wrong number of values, or values that are not in pixel units of [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        mean: Sequence[float] | Tensor | None = None,
+        std: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        means = _per_channel("mean", mean, channels, default=0.0)
+        stds = _per_channel("std", std, channels, default=1.0)
+        if min(stds) == 0:
+            raise KdsecError(f"std {stds} has a zero; use 1 for a channel that never changes")
+        self.register_buffer("mean", torch.tensor(means).view(1, channels, 1, 1))
+        self.register_buffer("std", torch.tensor(stds).view(1, channels, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map float images (N, C, H, W) in [0, 1] to zero mean and unit variance per channel.
+
+        Raises:
+            KdsecError: integer images, or a channel count the net was not built for. Both would
+                broadcast to something plausible and wrong.
+        """
+        channels = self.mean.shape[1]
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise KdsecError(
+                f"this model takes images of shape (N, {channels}, H, W), got "
+                f"{tuple(images.shape)}; build the model for the data's own shape"
+            )
+        if not images.is_floating_point():
+            raise KdsecError(
+                f"this model takes float images in [0, 1], got {images.dtype}; "
+                "divide by 255 if they are bytes"
+            )
+        return (images - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """A net that maps float images (N, C, H, W) in [0, 1] to logits (N, num_classes).
+
+    Args:
+        normalize: the first layer.
+        stages: the parts of the body, in order. Each one's output is worth looking at: it is what
+            attention transfer matches and what transfer learning freezes.
+        head: maps the last stage's output to logits. Replace it to teach the body new classes.
+    """
+
+    def __init__(self, normalize: nn.Module, stages: Sequence[nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.stages = nn.Sequential(*stages)
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (N, num_classes) of float images (N, C, H, W) in [0, 1]."""
+        logits: Tensor = self.head(self.stages(self.normalize(images)))
+        return logits
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return the output of every stage, first to last, each (N, channels, height, width).
+
+        (A multi-layer perceptron's are (N, width).) ``model.head(model.features(images)[-1])``
+        equals ``model(images)``, so a loss that needs both features and logits pays for one pass
+        only.
+        """
+        outputs = [self.normalize(images)]
+        for stage in self.stages:
+            outputs.append(stage(outputs[-1]))
+        return outputs[1:]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return how many numbers an optimiser would learn; buffers do not count."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _per_channel(
+    name: str, values: Sequence[float] | Tensor | None, channels: int, default: float
+) -> list[float]:
+    if values is None:
+        return [default] * channels
+    numbers = [float(value) for value in values]
+    if len(numbers) != channels:
+        raise KdsecError(f"{name} has {len(numbers)} values for {channels} channels; give one each")
+    if not all(math.isfinite(number) and 0 <= number <= 1 for number in numbers):
+        raise KdsecError(f"{name} {numbers} is not in pixel units of [0, 1]; divide by 255 if in bytes")
+    return numbers

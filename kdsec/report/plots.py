@@ -1,0 +1,209 @@
+"""Figures: one colour per arm through the whole book, every seed visible, legible at phone width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from kdsec.report.records import expand
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart with any of the common kinds of colour blindness.
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+ARM_COLOURS = {
+    "teacher": BLACK,
+    "labels": "#7F7F7F",
+    "label smoothing": "#B0B0B0",
+    "KD": BLUE,
+    "KD, negatives shuffled": SKY,
+    "attention transfer": PINK,
+    "soft labels": RED,
+    "soft labels, asked anew": ORANGE,
+    "hard labels": GREEN,
+    "labelled by hand": "#7F7F7F",
+    "surrogate images": YELLOW,
+}
+
+
+def use_style() -> None:
+    """The book's matplotlib defaults. Call once at the top of a chapter."""
+    import matplotlib as mpl
+    import seaborn as sns
+
+    sns.set_theme(context="notebook", style="ticks", font="DejaVu Sans")
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.dpi": 110,
+            "figure.figsize": (7.0, 3.6),
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 11,
+            "axes.labelsize": 11,
+            "legend.frameon": False,
+            "legend.fontsize": 9.5,
+            "figure.facecolor": "white",  # also in dark mode, where the page puts figures on a light card
+        }
+    )
+
+
+def colour(arm: str) -> str:
+    """The arm's colour; arms without one of their own share a neutral violet."""
+    return ARM_COLOURS.get(arm, "#7A5195")
+
+
+def arm_dots(
+    ax: Axes,
+    frame: pd.DataFrame,
+    arms: Sequence[str],
+    *,
+    metric: str = "test accuracy",
+    lines: Sequence[str] = (),
+) -> None:
+    """One row per arm: each seed a dot, their mean a bar mark, and some arms drawn through as lines.
+
+    Dots, not bars from zero: the differences that matter are points of accuracy, and every seed is shown.
+
+    Args:
+        ax: where to draw.
+        frame: rows of one profile; live rows and recorded rows look the same.
+        arms: from top to bottom.
+        metric: whose value, a share in [0, 1], is shown in per cent.
+        lines: arms whose mean is drawn through the whole figure, as the level to compare with.
+    """
+    chosen = frame[(frame["metric"] == metric) & (frame["setting"] == "")]
+    for row, arm in enumerate(arms):
+        values = 100 * chosen.loc[chosen["arm"] == arm, "value"].to_numpy()
+        ax.scatter(
+            values, np.full(len(values), row), s=36, color=colour(arm), alpha=0.65, zorder=3, linewidths=0
+        )
+        if len(values):
+            ax.plot([values.mean()] * 2, [row - 0.32, row + 0.32], color=colour(arm), lw=3, zorder=4)
+    for arm in lines:
+        mean = 100 * chosen.loc[chosen["arm"] == arm, "value"].mean()
+        ax.axvline(mean, color=colour(arm), ls="--", lw=1.2, zorder=1)
+    ax.set_yticks(range(len(arms)), arms)
+    ax.invert_yaxis()
+    ax.set_ylim(len(arms) - 0.5, -0.5)
+    ax.set_xlabel(f"{metric} (%)")
+    ax.grid(axis="x", color="#DDDDDD", lw=0.8)
+
+
+def arm_curves(
+    ax: Axes,
+    frame: pd.DataFrame,
+    arms: Sequence[str],
+    *,
+    x: str,
+    metric: str = "test accuracy",
+    lines: Mapping[str, float] | None = None,
+) -> None:
+    """Mean over seeds against a swept setting, with every seed as a dot.
+
+    Args:
+        ax: where to draw; the horizontal axis is logarithmic.
+        frame: rows of one profile.
+        arms: which curves.
+        x: name of the swept setting.
+        metric: whose value, a share in [0, 1], is shown in per cent.
+        lines: named levels (shares) drawn across, the teacher's accuracy for instance.
+    """
+    wide = expand(frame[frame["metric"] == metric])
+    wide = wide[wide[x].notna()] if x in wide else wide.iloc[:0]
+    for arm in arms:
+        rows = wide[wide["arm"] == arm]
+        if rows.empty:
+            continue
+        means = 100 * rows.groupby(x)["value"].mean()
+        ax.plot(means.index, means.values, color=colour(arm), lw=2, label=arm)
+        ax.scatter(rows[x], 100 * rows["value"], s=24, color=colour(arm), alpha=0.6, linewidths=0, zorder=3)
+    for name, level in (lines or {}).items():
+        ax.axhline(100 * level, color=colour(name), ls="--", lw=1.2)
+        ax.annotate(
+            name, (1, 100 * level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9
+        )
+    ax.set_xscale("log")
+    if len(ticks := sorted(wide[x].unique()) if x in wide else []):
+        ax.set_xticks(ticks, [f"{int(tick):,}" for tick in ticks])
+        ax.minorticks_off()
+    ax.set_xlabel(x)
+    ax.set_ylabel(f"{metric} (%)")
+    ax.grid(axis="y", color="#DDDDDD", lw=0.8)
+
+
+def soft_labels(
+    images: Tensor, probabilities: Mapping[str, Tensor], classes: Sequence[str], columns: int = 4
+) -> Figure:
+    """Pictures with the probabilities that a teacher gives them below, one group of bars per named softmax.
+
+    Args:
+        images: ``(n, C, H, W)`` in [0, 1].
+        probabilities: name to ``(n, K)``, e.g. ``{"T = 1": ..., "T = 4": ...}``.
+        classes: the K class names.
+        columns: pictures a row.
+    """
+    import matplotlib.pyplot as plt
+
+    count = len(images)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(2 * rows, columns, figsize=(7.0, 3.1 * rows), height_ratios=[1, 1.25] * rows)
+    palette = [BLUE, ORANGE, GREEN, RED]
+    width = 0.8 / len(probabilities)
+    for item in range(rows * columns):
+        picture, chart = (
+            axes[2 * (item // columns), item % columns],
+            axes[2 * (item // columns) + 1, item % columns],
+        )
+        picture.axis("off")
+        if item >= count:
+            chart.axis("off")
+            continue
+        pixels = images[item].permute(1, 2, 0).cpu().numpy()
+        picture.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray_r", vmin=0, vmax=1)
+        for offset, (name, values) in enumerate(probabilities.items()):
+            where = np.arange(len(classes)) + (offset - (len(probabilities) - 1) / 2) * width
+            chart.bar(where, values[item].cpu().numpy(), width, label=name, color=palette[offset])
+        short = [name[:6] for name in classes]
+        long = max(map(len, short)) > 2
+        chart.set_xticks(range(len(classes)), short, rotation=90 if long else 0, fontsize=7.5)
+        chart.set_ylim(0, 1)
+        chart.set_yticks([0, 0.5, 1], ["0", "½", "1"] if item % columns == 0 else [""] * 3, fontsize=8)
+    handles, labels = axes[1, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+    return figure
+
+
+def class_matrix(ax: Axes, matrix: Tensor | np.ndarray, classes: Sequence[str], **options: Any) -> None:
+    """A K x K matrix of class against class, rows adding up to what they add up to; the diagonal left out."""
+    import seaborn as sns
+
+    values = np.array(matrix, dtype=float)
+    np.fill_diagonal(values, np.nan)
+    sns.heatmap(
+        values,
+        ax=ax,
+        xticklabels=classes,
+        yticklabels=classes,
+        cmap="cividis",
+        square=True,
+        linewidths=0.3,
+        **options,
+    )
+    ax.tick_params(labelsize=8.5, length=0)

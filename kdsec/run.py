@@ -1,0 +1,159 @@
+"""What a chapter's notebook holds in its hand: settings, data, cached training, records.
+
+>>> run = start("opening", profile="quick", seed=0)
+>>> teacher = run.fit("teacher", run.build(run.settings.teacher), run.data.train, run.settings.recipe)
+>>> run.score("teacher", run.settings.teacher, teacher)
+>>> run.finish()
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdsec import chapters, data, models
+from kdsec.cache import Cache
+from kdsec.data import ImageSet, Splits
+from kdsec.errors import KdsecError, choose
+from kdsec.report.provenance import provenance
+from kdsec.report.records import Records
+from kdsec.train import Loss, Recipe, Score, evaluate
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass
+class Run:
+    """One execution of one chapter: a pure function of chapter, profile, seed and code version.
+
+    Attributes:
+        chapter: its name.
+        profile: ``quick``, ``small`` or ``paper``.
+        seed: of the data split, the initial weights and the training.
+        device: where tensors live.
+        settings: the chapter's frozen settings at this profile.
+        data: train, validation and test, on the device.
+        records: the rows measured so far.
+        out: folder for the records, or None to keep them in memory.
+        overrides: settings changed from the profile's.
+    """
+
+    chapter: str
+    profile: str
+    seed: int
+    device: torch.device
+    settings: Any
+    data: Splits
+    records: Records
+    cache: Cache
+    out: pathlib.Path | None
+    overrides: dict[str, Any]
+    started: float = field(default_factory=time.monotonic)
+
+    def build(self, name: str) -> nn.Module:
+        """A classifier for this run's data by name, with initial weights from this run's seed.
+
+        Two nets of one name start from the same weights, so that arms of an experiment differ in nothing but
+        what they are compared for. Normalisation constants come from the training images.
+        """
+        mean, std = self.data.train.mean_std()
+        train = self.data.train
+        return models.build(name, train.num_classes, train.shape, mean=mean, std=std, seed=self.seed).to(
+            self.device
+        )
+
+    def fit(
+        self, arm: str, model: nn.Module, on: ImageSet, recipe: Recipe, loss: Loss | None = None
+    ) -> nn.Module:
+        """Train ``model``, or fetch it from the cache if exactly this was trained before."""
+        return self.cache.fit(model, on, recipe, loss, seed=self.seed, label=f"{self.chapter}-{arm}")
+
+    def score(self, arm: str, name: str, model: nn.Module, **setting: Any) -> Score:
+        """Record validation and test accuracy of a trained model, and return the test score."""
+        for part, metric in (
+            (self.data.val, "validation accuracy"),
+            (self.data.test, "test accuracy"),
+        ):
+            score = evaluate(model, part)
+            self.records.add(arm, name, metric, score.accuracy, n=score.total, **setting)
+        return score
+
+    def finish(self) -> pathlib.Path | None:
+        """Write records and provenance to ``out`` (if given) and say how many rows there are."""
+        print(f"{len(self.records)} records of {self.chapter}, profile {self.profile}, seed {self.seed}")
+        if self.out is None:
+            return None
+        facts = provenance(
+            device=self.device,
+            seconds=time.monotonic() - self.started,
+            data=self.data.checksums,
+            settings=self.settings,
+            overrides=self.overrides,
+        )
+        facts["cache"] = {"reused": self.cache.hits, "trained": self.cache.misses}
+        return self.records.save(self.out, facts)
+
+
+def start(
+    chapter: str,
+    *,
+    profile: str = "quick",
+    seed: int = 0,
+    device: str = "auto",
+    out: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Run:
+    """Open a chapter: check every argument, read its data, say what will run.
+
+    Raises:
+        KdsecError: unknown chapter, profile, device or setting; a seed that is not a whole number >= 0; a GPU
+            asked for where there is none; data that is neither here nor to be had.
+    """
+    settings = chapters.settings(chapter, profile, overrides)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise KdsecError(f"seed={seed!r} must be a whole number, 0 or more")
+    target = resolve_device(device)
+    splits = data.load(settings.dataset, validation=settings.validation, seed=seed, device=target)
+    if splits.train.images[0, 0].numel() <= 64:
+        torch.set_num_threads(1)  # on 8x8 images a second thread costs more than it gains
+    torch.manual_seed(seed)  # for code in exercises that draws from the global generator
+    # The split is seeded: its fingerprint tells a reader, and nbval, whether this is the run it claims to be.
+    print(
+        f"chapter {chapter}, profile {profile}, seed {seed}: {settings.dataset} with "
+        f"{len(splits.train)} training, {len(splits.val)} validation and {len(splits.test)} test images "
+        f"(split {splits.train.checksum[:8]})"
+    )
+    return Run(
+        chapter=chapter,
+        profile=profile,
+        seed=seed,
+        device=target,
+        settings=settings,
+        data=splits,
+        records=Records(chapter, profile, seed, settings.dataset),
+        cache=Cache(fresh=os.environ.get("KDSEC_FRESH") == "1"),
+        out=None if out is None else pathlib.Path(out),
+        overrides=dict(overrides or {}),
+    )
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` is the GPU if there is one.
+
+    Raises:
+        KdsecError: an unknown name, or ``cuda`` where PyTorch sees no GPU.
+    """
+    choose("device", device, DEVICES)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise KdsecError(
+            "device cuda asked for, but PyTorch sees no GPU here; use auto or cpu, "
+            "or install a CUDA build of torch"
+        )
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
