@@ -23,11 +23,13 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 FIRST_CELL = """\
-# On Colab: install kdsec and only what is missing, change nothing that is there. Elsewhere: do nothing.
+# On Colab: install kdsec and only what is missing, change nothing that is there. Elsewhere: nothing.
 from importlib.util import find_spec
+
 if find_spec("kdsec") is None:
-    needed = "torch torchvision numpy scipy pandas matplotlib seaborn safetensors filelock tqdm sklearn".split()
-    missing = [name.replace("sklearn", "scikit-learn") for name in needed if find_spec(name) is None]
+    needed = ["torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "seaborn"]
+    needed += ["safetensors", "filelock", "tqdm", "sklearn"]
+    missing = [name.replace("sklearn", "scikit-learn") for name in needed if not find_spec(name)]
     %pip install -q --no-deps git+{url} {{" ".join(missing)}}"""
 
 

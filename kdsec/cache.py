@@ -156,7 +156,8 @@ class Cache:
     ) -> dict[str, Tensor]:
         """The tensors that ``make()`` returns, made once per ``key``.
 
-        When two processes want the same entry, one makes it and the other waits. A damaged entry is made again.
+        When two processes want the same entry, one makes it and the other waits. A damaged entry is made
+        again.
 
         Args:
             label: readable part of the file name.

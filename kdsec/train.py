@@ -205,8 +205,9 @@ def _check_finite(losses: Tensor, steps_per_epoch: int, recipe: Recipe) -> None:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])
+        epoch = step // steps_per_epoch + 1
         raise KdsecError(
-            f"the loss became {losses[step].item()} at step {step + 1} (epoch {step // steps_per_epoch + 1}); "
+            f"the loss became {losses[step].item()} at step {step + 1} (epoch {epoch}); "
             f"lower lr (now {recipe.lr:g}) or set grad_clip (now {recipe.grad_clip})"
         )
 

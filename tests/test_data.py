@@ -279,7 +279,7 @@ def test_status_and_check_name_every_set(offline):
 
 
 def test_torchvision_downloads_are_decoded(tmp_path):
-    """MNIST's own file format, made here, through torchvision's own reader: the path a real download takes."""
+    """MNIST's own file format, made here, through torchvision's reader: the path a real download takes."""
     from torchvision.datasets import MNIST
 
     raw = tmp_path / "MNIST" / "raw"

@@ -85,3 +85,9 @@ def table(frame: pd.DataFrame, metric: str = "test accuracy") -> pd.DataFrame:
     chosen = frame[frame["metric"] == metric]
     grouped = chosen.groupby(["arm", "model", "setting"], sort=False)["value"]
     return grouped.agg(mean="mean", sd="std", seeds="count").reset_index()
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """A Markdown table of a frame's text, for display in a page."""
+    lines = [list(rows.columns), ["---"] * rows.shape[1], *rows.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
