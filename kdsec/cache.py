@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -123,12 +124,14 @@ class Cache:
         fresh: train everything again and overwrite what is there.
         hits: how many entries were reused so far.
         misses: how many were made.
+        seconds: what making all of them took, whenever that was.
     """
 
     folder: pathlib.Path = field(default_factory=home)
     fresh: bool = False
     hits: int = 0
     misses: int = 0
+    seconds: float = 0.0
 
     def fit(
         self,
@@ -171,12 +174,16 @@ class Cache:
         with FileLock(path.with_suffix(".lock")):  # the empty lock file stays: removing it would race
             if not self.fresh and path.exists():
                 try:
-                    tensors, _ = load_checkpoint(path, recipe)
+                    tensors, notes = load_checkpoint(path, recipe)
                     self.hits += 1
+                    self.seconds += notes["seconds"]
                     return {name: tensor.to(device) for name, tensor in tensors.items()}
                 except KdsecError as error:
                     print(f"kdsec: {error}; making it again", file=sys.stderr)
+            started = time.monotonic()
             tensors = make()
-            save_checkpoint(path, tensors, recipe)
+            seconds = time.monotonic() - started
+            save_checkpoint(path, tensors, recipe, seconds=round(seconds, 2))
             self.misses += 1
+            self.seconds += seconds
         return tensors

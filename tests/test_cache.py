@@ -71,6 +71,11 @@ def test_same_arguments_are_trained_once(tmp_path):
     first = cache.fit(net(), stripes(), RECIPE)
     second = cache.fit(net(), stripes(), RECIPE)
     assert (cache.misses, cache.hits) == (1, 1)
+    again = Cache(tmp_path)
+    again.fit(net(), stripes(), RECIPE)
+    assert (
+        again.seconds == pytest.approx(cache.seconds / 2, abs=0.02) > 0
+    )  # the cost of training, not of reading
     images = stripes().float_images()
     assert torch.equal(predict(first, images), predict(second, images))
     assert not second.training

@@ -242,9 +242,9 @@ def test_first_cell_installs_only_what_is_missing() -> None:
     assert asked(set()) == []
     assert asked({"kdsec"}) == ["install -q --no-deps git+URL"]
     assert asked({"kdsec", "tqdm", "sklearn"}) == ["install -q --no-deps git+URL tqdm scikit-learn"]
-    named = re.search(r'needed = "(.*)"', source)
-    assert named
-    needed = {name.replace("sklearn", "scikit-learn") for name in named.group(1).split()}
+    lists = re.findall(r"needed \+?= \[(.*)\]", source)
+    names = re.findall(r'"(\w+)"', " ".join(lists))
+    needed = {name.replace("sklearn", "scikit-learn") for name in names}
     assert needed == {Requirement(text).name for text in PROJECT["dependencies"]}
 
 
