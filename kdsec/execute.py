@@ -91,7 +91,8 @@ def main() -> None:
     except KdsecError as error:
         failure = str(error)
     except OSError as error:
-        failure = f"cannot write {error.filename or job.final('.csv')}: {error.strerror}"
+        path = error.filename or job.final(".csv")
+        failure = f"cannot write {path}: {error.strerror}; free some space or choose another --out"
     report(failed=failure) if failure else report(done=True)
 
 

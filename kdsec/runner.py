@@ -226,6 +226,7 @@ def _timed(launcher: Launcher, job: Job) -> Outcome:
 
 def _outcome(job: Job, status: str, seconds: float, reason: str = "") -> Outcome:
     where = job.final(".failed.ipynb" if status == "failed" else ".csv")
+    where = where if where.exists() else where.parent  # a full disk keeps no failed notebook either
     return Outcome(job.chapter, job.seed, status, seconds, where, reason)
 
 

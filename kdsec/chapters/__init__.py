@@ -67,4 +67,4 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         fits = isinstance(value, plain) or (float in plain and isinstance(value, int))
     if not fits:
         wanted = " or ".join(getattr(each, "__name__", str(each)) for each in plain)
-        raise KdsecError(f"setting {name}={value!r} has the wrong type; give a {wanted}")
+        raise KdsecError(f"setting {name}={value!r} has the wrong type, it must be: {wanted}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from kdsec.data import Augment
+from kdsec import models
+from kdsec.data import DATASETS, Augment
+from kdsec.errors import choose
 from kdsec.train import Recipe
 
 
@@ -40,6 +42,12 @@ class Opening:
     smoothing: float
     recipe: Recipe
     student_steps: int
+
+    def __post_init__(self) -> None:
+        choose("dataset", self.dataset, DATASETS)
+        choose("surrogate", self.surrogate, ("noise", *DATASETS))
+        for model in (self.teacher, self.student):
+            choose("model", model, models.names())
 
     def student_recipe(self, images: int) -> Recipe:
         """The same number of steps for every student: on fewer images, more epochs."""
