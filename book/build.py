@@ -101,7 +101,7 @@ def executed(run: pathlib.Path, chapter: Chapter) -> Any:
 
 
 def prepare(notebook: Any, chapter: Chapter) -> Any:
-    """Hide the cells that are machinery, and give every figure its alternative text."""
+    """Hide the cells that are machinery; every figure must say in words what it shows."""
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             continue
@@ -109,23 +109,12 @@ def prepare(notebook: Any, chapter: Chapter) -> Any:
         if tags & HIDDEN:
             cell.metadata["tags"] = sorted(tags | {"remove-cell"})
             continue
-        figures = [
-            output.get("metadata", {}).get(kind, {}).get("alt")
-            for output in cell.outputs
-            for kind in output.get("data", {})
-            if kind.startswith("image/")
-        ]
-        if not figures:
-            continue
-        # MyST-NB reads it from the cell, kdsec's figures carry it in the output, as nbconvert expects.
-        declared = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
-        alternatives = {declared} if declared else set(figures)
+        figures = sum(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {}))
         where = f"{chapter.notebook}, cell {index}"
-        if None in alternatives or "" in alternatives:
-            raise BuildError(f"{where}: a figure has no alternative text; show it with kdsec.report.plots")
-        if len(alternatives) > 1:
-            raise BuildError(f"{where}: two figures in one cell; give each a cell of its own")
-        cell.metadata["mystnb"] = {"image": {"alt": alternatives.pop()}}
+        if figures and not cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
+            raise BuildError(f"{where}: a figure has no alternative text; give it in mystnb.image.alt")
+        if figures > 1:  # they would share one alternative text
+            raise BuildError(f"{where}: {figures} figures in one cell; give each a cell of its own")
     notebook.metadata.pop("widgets", None)  # would fetch its viewer from outside
     return notebook
 
@@ -142,16 +131,24 @@ def run_times(run: pathlib.Path, results: pathlib.Path) -> str:
 
 
 def _tables(runs: list[dict[str, Any]]) -> str:
-    times = [("chapter", "profile", "seed", "seconds", "on", "date")]
-    versions = [("chapter", "profile", "seed", "code", "python", *LIBRARIES)]
+    """Two tables, one row for all seeds that ran with the same code, versions and machine."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for run in runs:
-        which = run["chapter"], run["profile"], run["seed"]
         machine = run["machine"]
-        device = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
-        times.append((*which, run["seconds"], device, run["date"][:10]))
+        device = machine["gpu"] or f"{machine['cpu']}, threads: {machine['threads']}"
         code = (run["commit"] or "unknown")[:10] + (", changed" if run["dirty"] else "")
-        versions.append((*which, code, *(run["versions"][name] for name in ("python", *LIBRARIES))))
-    return _table(times) + "\n\n" + _table(versions) if runs else "There is none."
+        versions = [run["versions"][name] for name in ("python", *LIBRARIES)]
+        groups.setdefault((run["chapter"], run["profile"], device, code, *versions), []).append(run)
+    times = [("chapter", "profile", "seeds", "minutes a seed", "on", "date")]
+    made_by = [("chapter", "profile", "code", "python", *LIBRARIES)]
+    for (chapter, profile, device, code, *versions), members in groups.items():
+        seeds = ", ".join(str(run["seed"]) for run in members)
+        # Training counts as long as it took when it was done; a model from the cache was not free.
+        minutes = [max(run["seconds"], run.get("training", {}).get("seconds", 0)) / 60 for run in members]
+        span = f"{min(minutes):.1f} to {max(minutes):.1f}" if len(minutes) > 1 else f"{minutes[0]:.1f}"
+        times.append((chapter, profile, seeds, span, device, max(run["date"][:10] for run in members)))
+        made_by.append((chapter, profile, code, *versions))
+    return _table(times) + "\n\n" + _table(made_by) if runs else "There is none."
 
 
 def _table(rows: list[tuple[Any, ...]]) -> str:

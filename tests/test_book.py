@@ -59,7 +59,7 @@ $$\\lim_{\\tau \\to \\infty} \\sigma_\\tau(z)_k = \\frac{1}{K}, \\qquad
 TABLE = "<table border='1' class='dataframe'><thead><tr>{}</tr></thead><tbody><tr>{}</tr></tbody></table>"
 
 
-def _figure(alt: str | None) -> nbformat.NotebookNode:
+def _figure() -> nbformat.NotebookNode:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 3))
@@ -68,11 +68,12 @@ def _figure(alt: str | None) -> nbformat.NotebookNode:
     figure.savefig(buffer, format="png")
     plt.close(figure)
     data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": "<Figure size 700x300>"}
-    metadata = {"image/png": {"alt": alt}} if alt else {}
-    return nbformat.v4.new_output("display_data", data, metadata=metadata)
+    return nbformat.v4.new_output("display_data", data)
 
 
-def notebook(title: str, *outputs: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def notebook(
+    title: str, *outputs: nbformat.NotebookNode, alt: str = "A line that falls"
+) -> nbformat.NotebookNode:
     """An executed chapter with one of everything."""
     v4 = nbformat.v4
     cells_in_row = "".join(f"<th>quite a long heading {k}</th>" for k in range(12))
@@ -83,8 +84,9 @@ def notebook(title: str, *outputs: nbformat.NotebookNode) -> nbformat.NotebookNo
         v4.new_code_cell("secret_parameter = 2", metadata={"tags": ["injected-parameters"]}),
         v4.new_code_cell("print('wide ' * 80)", outputs=[v4.new_output("stream", text="wide " * 80 + "\n")]),
         v4.new_code_cell("frame", outputs=[v4.new_output("display_data", {"text/html": table})]),
-        v4.new_code_cell("draw()", outputs=list(outputs) or [_figure("A line that falls")]),
+        v4.new_code_cell("draw()", outputs=list(outputs) or [_figure()]),
     ]
+    code[-1].metadata["mystnb"] = {"image": {"alt": alt}}
     for count, cell in enumerate(code, start=1):
         cell.execution_count = count
     top = v4.new_markdown_cell(f"# {title}\n\nA peculiarword, and $a^2+b^2=c^2$.")
@@ -103,7 +105,7 @@ def executed_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         records = Records(chapter.name, "quick", 0, "digits")
         records.add("plain", "cnn", "accuracy", 0.5, n=10)
         about = {"machine": machine, "versions": versions, "commit": "0123456789abcdef", "dirty": False}
-        path = records.save(run, {**about, "seconds": 12.3, "date": "2026-01-02T03:04:05Z"})
+        path = records.save(run, {**about, "seconds": 738.0, "date": "2026-01-02T03:04:05Z"})
         nbformat.write(notebook(chapter.title), path.with_suffix(".ipynb"))
     return run
 
@@ -312,7 +314,7 @@ def test_machinery_is_hidden(small_book: pathlib.Path) -> None:
 
 def test_run_times_come_from_the_records(small_book: pathlib.Path) -> None:
     text = (small_book / "run-times.html").read_text(encoding="utf-8")
-    for expected in ("12.3", "0123456789", "0.21.987", "a / b, 2 threads", "2026-01-02"):
+    for expected in ("12.3", "0123456789", "0.21.987", "a / b, threads: 2", "2026-01-02"):
         assert expected in text
 
 
@@ -375,8 +377,8 @@ def _not_executed() -> Any:
         (lambda: None, "no executed notebook .* run: kdsec run opening"),
         (_failed, "opening failed"),
         (_not_executed, "was not executed"),
-        (lambda: notebook("No alt", _figure(None)), "no alternative text"),
-        (lambda: notebook("Two", _figure("one"), _figure("two")), "two figures in one cell"),
+        (lambda: notebook("No alt", _figure(), alt=""), "no alternative text"),
+        (lambda: notebook("Two", _figure(), _figure()), "2 figures in one cell"),
     ],
 )
 def test_what_cannot_become_a_page_is_named_in_one_line(
