@@ -83,7 +83,7 @@ PROFILES = {
         alpha=0.9,
         smoothing=0.1,
         recipe=Recipe(epochs=12, batch_size=128, lr=0.2, augment=Augment(crop=4, flip=True)),
-        student_steps=600,
+        student_steps=500,
     ),
     "paper": Opening(
         dataset="cifar10",
