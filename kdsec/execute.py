@@ -165,7 +165,9 @@ def _exception(name: str, value: str) -> str:
     """One line. An error of ours says everything itself, any other needs its class."""
     message = " ".join(value.split())
     message = message if len(message) <= 400 else message[:400] + " ..."
-    return message if name == KdsecError.__name__ else f"{name}: {message}"
+    if name == KdsecError.__name__:
+        return message
+    return f"{name}: {message}" if message else name
 
 
 def _kernel(job: Job) -> Any:

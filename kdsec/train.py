@@ -114,7 +114,8 @@ def fit(
         model: on the same device as ``data``.
         data: the training images; nothing else is looked at.
         recipe: how.
-        loss: ``loss(model, batch) -> scalar``; cross-entropy with the labels if not given.
+        loss: ``loss(model, batch) -> scalar``; cross-entropy with the labels if not given. Its attribute
+            ``advice``, if it has one, ends the message when it explodes.
         seed: order of the images, augmentation and dropout.
         label: name shown beside the progress bar.
 
@@ -152,7 +153,7 @@ def fit(
             scheduler.step()
             losses[step] = value.detach()
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-                _check_finite(losses[: step + 1], len(loader), recipe)
+                _check_finite(losses[: step + 1], len(loader), recipe, loss)
     model.eval()
     return losses.view(recipe.epochs, -1).mean(1).tolist()
 
@@ -201,14 +202,16 @@ def _scheduler(
     return schedulers.MultiStepLR(optimizer, [epoch * per_epoch for epoch in milestones], recipe.gamma)
 
 
-def _check_finite(losses: Tensor, steps_per_epoch: int, recipe: Recipe) -> None:
+def _check_finite(losses: Tensor, steps_per_epoch: int, recipe: Recipe, loss: Loss) -> None:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])
+        clip = "off" if recipe.grad_clip is None else f"{recipe.grad_clip:g}"
+        # A loss that can explode by itself knows better what to lower.
+        advice = getattr(loss, "advice", f"lower lr (now {recipe.lr:g}) or set grad_clip (now {clip})")
         epoch = step // steps_per_epoch + 1
         raise KdsecError(
-            f"the loss became {losses[step].item()} at step {step + 1} (epoch {epoch}); "
-            f"lower lr (now {recipe.lr:g}) or set grad_clip (now {recipe.grad_clip})"
+            f"the loss became {losses[step].item()} at step {step + 1} (epoch {epoch}); {advice}"
         )
 
 

@@ -98,6 +98,17 @@ def test_exploding_loss_names_the_step_and_the_cure():
     assert "\n" not in str(caught.value)
 
 
+def test_a_loss_that_explodes_may_say_what_to_lower():
+    class Explosive:
+        advice = "lower its weight (now 7)"
+
+        def __call__(self, model, batch):
+            return CrossEntropy()(model, batch) * float("inf")
+
+    with pytest.raises(KdsecError, match=r"at step 1 \(epoch 1\); lower its weight \(now 7\)"):
+        fit(net(), stripes(), PLAIN, Explosive())
+
+
 def test_the_first_bad_step_is_the_one_named():
     calls = iter(range(1000))
 
