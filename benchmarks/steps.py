@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import statistics
@@ -19,41 +20,39 @@ from kdsec.distill import KD
 from kdsec.train import CrossEntropy, Loss, Recipe, autocast_dtype, fit
 
 NET = "resnet20"
-BATCH = 128
-STEPS = 20  # timed steps of a block
-ROUNDS = 5
 # Steps before the clock counts: memory is allocated, kernels are chosen, and the batches that DataLoader's
 # workers had ready before the first step are used up, so that a block shows what can be kept up.
 WARM_UP = 6
 WORKERS = (0, 1, 2)
-RECIPE = Recipe(epochs=1, batch_size=BATCH, lr=0.1, augment=Augment(crop=4, flip=True))
+RECIPE = Recipe(epochs=1, lr=0.1, augment=Augment(crop=4, flip=True))
 
 
-def measure(distil: bool, steps: int = STEPS, rounds: int = ROUNDS) -> dict[str, Any]:
+def measure(*, distil: bool, rounds: int, steps: int, batch: int) -> dict[str, Any]:
     """Images per second of both loops, and how many times faster ours is.
 
     Args:
         distil: KD with a ResNet-20 teacher asked on line; else cross-entropy.
-        steps: timed steps of a block.
         rounds: how often each loop has its turn.
+        steps: timed steps of a turn.
+        batch: images a step.
     """
-    data = random_images((WARM_UP + steps) * BATCH + BATCH)
-    theirs = {workers: functools.partial(textbook_block, data, distil, workers) for workers in WORKERS}
-    ours = functools.partial(kdsec_block, data, distil)
+    data = random_images((WARM_UP + steps + 1) * batch)
+    ours = functools.partial(kdsec_block, data, distil, batch)
+    theirs = {workers: functools.partial(textbook_block, data, distil, batch, workers) for workers in WORKERS}
     ours()  # the first block in a process also pays for loading code
     tried = {workers: block() for workers, block in theirs.items()}
     best = min(tried, key=lambda workers: tried[workers])
     turns = [(ours(), theirs[best]()) for _ in range(rounds)]
     return {
         "ratio": statistics.median(textbook / kdsec for kdsec, textbook in turns),
-        "kdsec_images_per_second": BATCH / statistics.median(kdsec for kdsec, _ in turns),
-        "textbook_images_per_second": BATCH / statistics.median(textbook for _, textbook in turns),
+        "kdsec_images_per_second": batch / statistics.median(kdsec for kdsec, _ in turns),
+        "textbook_images_per_second": batch / statistics.median(textbook for _, textbook in turns),
         "ratios": [textbook / kdsec for kdsec, textbook in turns],
         "textbook_workers": best,
-        "textbook_images_per_second_by_workers": {n: BATCH / seconds for n, seconds in tried.items()},
+        "textbook_images_per_second_by_workers": {n: batch / seconds for n, seconds in tried.items()},
         "precision": str(autocast_dtype(RECIPE.precision, torch.device("cpu")) or torch.float32)[6:],
         "net": NET,
-        "batch": BATCH,
+        "batch": batch,
         "steps": steps,
     }
 
@@ -78,24 +77,24 @@ class Clocked:
         return self.loss(model, batch)
 
 
-def kdsec_block(data: ImageSet, distil: bool) -> float:
+def kdsec_block(data: ImageSet, distil: bool, batch: int) -> float:
     """Seconds a step of ``kdsec.train.fit``, as the chapters call it."""
     mean, std = data.mean_std()
     build = functools.partial(models.build, NET, data.num_classes, data.shape, mean=mean, std=std)
     teacher = build(seed=1).to(memory_format=torch.channels_last).eval()  # as ``fit`` leaves a trained one
     clocked = Clocked(KD(teacher) if distil else CrossEntropy())
-    fit(build(seed=0), data, RECIPE, clocked)
+    fit(build(seed=0), data, dataclasses.replace(RECIPE, batch_size=batch), clocked)
     return per_step(clocked.started)
 
 
-def textbook_block(data: ImageSet, distil: bool, workers: int) -> float:
+def textbook_block(data: ImageSet, distil: bool, batch: int, workers: int) -> float:
     """Seconds a step of the textbook loop. Its workers live for the block only: ours has the cores alone."""
     mean, std = data.mean_std()
     student, teacher = (models.build(NET, data.num_classes, data.shape, seed=seed) for seed in (0, 1))
     for net in (student, teacher):
-        net.normalize = nn.Identity()  # type: ignore[assignment]
+        net.normalize = nn.Identity()
     pixels = data.images.permute(0, 2, 3, 1).contiguous().numpy()
-    loader = textbook.batches(textbook.Cifar(pixels, data.labels.tolist(), mean, std), BATCH, workers)
+    loader = textbook.batches(textbook.Cifar(pixels, data.labels.tolist(), mean, std), batch, workers)
     started = textbook.train(
         student,
         loader,

@@ -151,6 +151,8 @@ class Cache:
             fit(model, data, recipe, loss, seed=seed, label=label)
             return model.state_dict()
 
+        # A fetched model gets the memory format that training leaves: its outputs then agree to the bit.
+        model.to(memory_format=torch.channels_last)
         model.load_state_dict(self.tensors(label, key, data.images.device, train))
         return model.eval()
 

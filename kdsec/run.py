@@ -122,8 +122,9 @@ def start(
             asked for where there is none; data that is neither here nor to be had.
     """
     settings = chapters.settings(chapter, profile, overrides)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise KdsecError(f"seed={seed!r} must be a whole number, 0 or more")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        # PyTorch's generator on the CPU looks at 32 bits: 2**32 would be seed 0 again, unnoticed.
+        raise KdsecError(f"seed={seed!r} must be a whole number from 0 to {2**32 - 1}")
     target = resolve_device(device)
     splits = data.load(settings.dataset, validation=settings.validation, seed=seed, device=target)
     if splits.train.images[0, 0].numel() <= 64:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kdsec.report.records import expand
@@ -28,7 +29,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
 )
 ARM_COLOURS = {
     "teacher": BLACK,
-    "labels": "#7F7F7F",
+    "labels": "#5A5A5A",
     "label smoothing": "#B0B0B0",
     "KD": BLUE,
     "KD, negatives shuffled": SKY,
@@ -36,7 +37,7 @@ ARM_COLOURS = {
     "soft labels": RED,
     "soft labels, asked anew": ORANGE,
     "hard labels": GREEN,
-    "labelled by hand": "#7F7F7F",
+    "labelled by hand": "#5A5A5A",
     "surrogate images": YELLOW,
 }
 
@@ -141,7 +142,7 @@ def arm_curves(
         )
     ax.set_xscale("log")
     if len(ticks := sorted(wide[x].unique()) if x in wide else []):
-        ax.set_xticks(ticks, [f"{int(tick):,}" for tick in ticks])
+        ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
         ax.minorticks_off()
     ax.set_xlabel(x)
     ax.set_ylabel(f"{metric} (%)")
@@ -163,7 +164,9 @@ def soft_labels(
 
     count = len(images)
     rows = -(-count // columns)
-    figure, axes = plt.subplots(2 * rows, columns, figsize=(7.0, 3.1 * rows), height_ratios=[1, 1.25] * rows)
+    figure, axes = plt.subplots(
+        2 * rows, columns, figsize=(7.0, 3.1 * rows), height_ratios=[1, 1.25] * rows, squeeze=False
+    )
     palette = [BLUE, ORANGE, GREEN, RED]
     width = 0.8 / len(probabilities)
     for item in range(rows * columns):
@@ -194,7 +197,7 @@ def class_matrix(ax: Axes, matrix: Tensor | np.ndarray, classes: Sequence[str], 
     """A K x K matrix of class against class, rows adding up to what they add up to; the diagonal left out."""
     import seaborn as sns
 
-    values = np.array(matrix, dtype=float)
+    values = torch.as_tensor(matrix).double().cpu().numpy().copy()
     np.fill_diagonal(values, np.nan)
     sns.heatmap(
         values,

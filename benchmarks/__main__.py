@@ -1,0 +1,104 @@
+"""``python -m benchmarks [--only NAME ...] [--format table|json] [--rounds N]``."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from kdsec.cli import text_table
+from kdsec.errors import KdsecError, choose
+
+ROUNDS = {"training_step": 5, "kd_step": 5, "import": 7, "quick_book": 3}
+# What is promised; a ratio is "times faster" but for import, where less is better.
+GOALS = {"training_step": "", "kd_step": ">= 2", "import": "< 1.5", "quick_book": "> 1"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise KdsecError(f"{message}; `python -m benchmarks --help` shows what is allowed")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit status, 2 for a mistake in what was asked for."""
+    try:
+        options = _parse(arguments)
+        results = []
+        for name in options.only or ROUNDS:
+            print(f"measuring {name}", file=sys.stderr, flush=True)
+            results.append({"name": name, **_measure(name, options)})
+        _show(results, options.format)
+    except KdsecError as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(prog="python -m benchmarks", description="Speed as ratios, measured in one run.")
+    parser.add_argument("--only", metavar="NAME", nargs="+", action="extend", help=", ".join(ROUNDS))
+    parser.add_argument("--format", metavar="FORMAT", default="table", help="table or json")
+    parser.add_argument("--rounds", metavar="N", type=int, help="turns that the median is taken over")
+    parser.add_argument(
+        "--steps", metavar="N", type=int, default=20, help=argparse.SUPPRESS
+    )  # for the tests,
+    parser.add_argument("--batch", metavar="N", type=int, default=128, help=argparse.SUPPRESS)  # to be quick
+    options = parser.parse_args(arguments)
+    for name in options.only or ():
+        choose("benchmark", name, ROUNDS)
+    choose("format", options.format, ("table", "json"))
+    if options.rounds is not None and options.rounds < 1:
+        raise KdsecError(f"--rounds {options.rounds} must be 1 or more")
+    return options
+
+
+def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    # As `kdsec run` sets it, and before torch starts its threads: idle ones sleep instead of fighting for the
+    # cores with DataLoader's workers. It is the baseline that gains.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ["KDSEC_PROGRESS"] = "off"
+    from benchmarks import processes, steps
+
+    rounds = options.rounds or ROUNDS[name]
+    step = functools.partial(steps.measure, rounds=rounds, steps=options.steps, batch=options.batch)
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "training_step": lambda: step(distil=False),
+        "kd_step": lambda: step(distil=True),
+        "import": lambda: processes.measure_import(rounds),
+        "quick_book": lambda: processes.measure_quick_book(rounds),
+    }
+    return measures[name]()
+
+
+def _show(results: list[dict[str, Any]], form: str) -> None:
+    from kdsec.report.provenance import machine, versions
+
+    if form == "json":
+        about = {"machine": machine("cpu"), "versions": versions(), "results": results}
+        print(json.dumps(about, indent=1))
+        return
+    rows = [
+        {"name": each["name"], "ratio": f"{each['ratio']:.2f}", "goal": GOALS[each["name"]], "of": _of(each)}
+        for each in results
+    ]
+    print(text_table(rows))
+
+
+def _of(result: dict[str, Any]) -> str:
+    """What the ratio is of, in one line."""
+    match result:
+        case {"kdsec_images_per_second": ours, "textbook_images_per_second": theirs}:
+            where = f"{result['precision']}, baseline with {result['textbook_workers']} workers"
+            return f"{ours:.0f} to {theirs:.0f} images/s ({where})"
+        case {"kdsec_seconds": ours, "torch_seconds": theirs}:
+            return f"{ours:.2f} s to {theirs:.2f} s for torch alone"
+        case _:
+            return f"{result['allowed_seconds']:.0f} s allowed to {result['seconds']:.1f} s taken"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What takes a process of its own to measure: importing kdsec, and running the opening chapter."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from kdsec.errors import KdsecError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ALLOWED_SECONDS = 60.0  # for the opening chapter at the quick profile
+OURS, THEIRS = "kdsec, kdsec.run", "torch"
+
+
+def measure_import(rounds: int) -> dict[str, Any]:
+    """Seconds to import kdsec, with all that a chapter holds in its hand, over seconds to import torch."""
+    for names in (OURS, THEIRS):
+        import_seconds(names)  # the first time compiles, and reads from the disk
+    turns = [(import_seconds(OURS), import_seconds(THEIRS)) for _ in range(rounds)]
+    return {
+        "ratio": statistics.median(ours / theirs for ours, theirs in turns),
+        "kdsec_seconds": statistics.median(ours for ours, _ in turns),
+        "torch_seconds": statistics.median(theirs for _, theirs in turns),
+        "ratios": [ours / theirs for ours, theirs in turns],
+    }
+
+
+def import_seconds(names: str) -> float:
+    """Measured inside a fresh interpreter: its own start, the same for all, would flatter a ratio."""
+    clock = f"import time; start = time.perf_counter(); import {names}; print(time.perf_counter() - start)"
+    return float(python("-c", clock))
+
+
+def measure_quick_book(rounds: int) -> dict[str, Any]:
+    """60 s over the seconds that ``kdsec run opening`` takes at the quick profile, all trained anew.
+
+    The command, its kernel and writing the executed page are included; no cache is at hand.
+    """
+    seconds = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="kdsec-benchmark-") as folder:
+            out, cache = (os.path.join(folder, name) for name in ("out", "cache"))
+            chapter = ("opening", "--profile", "quick", "--seeds", "0", "--fresh", "--out", out)
+            began = time.perf_counter()
+            python("-m", "kdsec", "run", *chapter, KDSEC_CACHE=cache)
+            seconds.append(time.perf_counter() - began)
+    middle = statistics.median(seconds)
+    return {
+        "ratio": ALLOWED_SECONDS / middle,
+        "seconds": middle,
+        "allowed_seconds": ALLOWED_SECONDS,
+        "seconds_by_round": seconds,
+    }
+
+
+def python(*arguments: str, **variables: str) -> str:
+    """What a fresh interpreter that finds this checkout prints.
+
+    Raises:
+        KdsecError: it failed; with the last line of what it said.
+    """
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        *_, last = ["no message", *filter(None, done.stderr.splitlines())]
+        raise KdsecError(f"what was to be measured ended with status {done.returncode}: {last}")
+    return done.stdout

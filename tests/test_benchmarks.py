@@ -1,0 +1,161 @@
+"""The benchmarks: they measure what they say, and the speed that the project promises holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import processes, steps, textbook
+from benchmarks.__main__ import ROUNDS, main
+from kdsec.distill import kd_loss
+from kdsec.errors import KdsecError
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("--only kdstep", "did you mean 'kd_step'.*choose from: training_step, kd_step, import, quick_book"),
+        ("--only import nothing", "unknown benchmark 'nothing'.*choose from: training_step, "),
+        ("--only", "expected at least one argument"),
+        ("--format yaml", "unknown format 'yaml'.*choose from: table, json"),
+        ("--rounds 0", "--rounds 0 must be 1 or more"),
+        ("--rounds many", "--rounds.*--help"),
+        ("--fast", "--fast.*--help"),
+    ],
+)
+def test_every_mistake_is_one_line_and_status_2(command, message, capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.__main__._measure", lambda *_: pytest.fail("began to measure"))
+    assert main(command.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert re.match(f"benchmarks: error: .*{message}", printed.err)
+
+
+def test_the_table_names_every_ratio(capsys, monkeypatch):
+    known = {
+        "training_step": {"kdsec_images_per_second": 900.0, "textbook_images_per_second": 400.0},
+        "import": {"kdsec_seconds": 1.2, "torch_seconds": 1.0},
+        "quick_book": {"seconds": 20.0, "allowed_seconds": 60.0},
+    }
+    known["kd_step"] = known["training_step"]
+    common = {"ratio": 2.25, "precision": "bfloat16", "textbook_workers": 1}
+    monkeypatch.setattr("benchmarks.__main__._measure", lambda name, _: {**known[name], **common})
+    assert main([]) == 0
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["name", "ratio", "goal", "of"]
+    assert [line.split()[:2] for line in lines] == [[name, "2.25"] for name in ROUNDS]
+    for text in (
+        "900 to 400 images/s (bfloat16, baseline with 1 workers)",
+        "1.20 s to 1.00 s",
+        "60 s allowed",
+    ):
+        assert any(text in line for line in lines)
+
+
+def test_figures_are_whole_and_fit_their_ratio(capsys, monkeypatch):
+    for name, value in (("KDSEC_PROGRESS", "log"), ("GOMP_SPINCOUNT", "20000")):
+        monkeypatch.setenv(name, value)  # main sets them: put back afterwards what was there
+    few = "--only training_step kd_step --format json --rounds 2 --steps 1 --batch 2"
+    assert main(few.split()) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["machine"]["threads"] == torch.get_num_threads() and report["versions"]["torch"]
+    assert [result["name"] for result in report["results"]] == ["training_step", "kd_step"]
+    for result in report["results"]:
+        assert len(result["ratios"]) == 2 and result["ratio"] == statistics.median(result["ratios"])
+        assert result["kdsec_images_per_second"] > 0 and result["textbook_images_per_second"] > 0
+        tried = result["textbook_images_per_second_by_workers"]
+        assert set(tried) == {"0", "1", "2"}
+        assert max(tried, key=tried.__getitem__) == str(result["textbook_workers"])  # at its best
+        assert (result["net"], result["batch"], result["steps"]) == ("resnet20", 2, 1)
+
+
+def test_import_is_measured_in_turns_after_a_first_time(monkeypatch):
+    asked = []
+    seconds = iter([50.0, 10.0, 1.2, 1.0, 9.0, 3.0, 2.2, 2.0])
+    monkeypatch.setattr(processes, "import_seconds", lambda names: asked.append(names) or next(seconds))
+    found = processes.measure_import(rounds=3)
+    assert asked == ["kdsec, kdsec.run", "torch"] * 4
+    assert found["ratios"] == pytest.approx([1.2, 3.0, 1.1]) and found["ratio"] == pytest.approx(1.2)
+    assert (found["kdsec_seconds"], found["torch_seconds"]) == (2.2, 2.0)
+
+
+def test_an_import_is_timed_in_a_fresh_interpreter():
+    assert 0 < processes.import_seconds("kdsec.errors") < 30
+    with pytest.raises(
+        KdsecError, match="ended with status 1: ModuleNotFoundError: .*no_such_module"
+    ) as caught:
+        processes.import_seconds("no_such_module")
+    assert "\n" not in str(caught.value)
+
+
+def test_both_loops_do_the_same_work():
+    student, teacher = torch.randn(2, 32, 10, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(32) % 10
+    theirs = textbook.kd_loss(student, teacher, labels, temperature=4.0, alpha=0.9)
+    assert torch.isclose(theirs, kd_loss(student, teacher, labels, temperature=4.0, alpha=0.9), rtol=1e-5)
+
+
+def test_the_textbook_feeds_normalised_images():
+    data = steps.random_images(16)
+    mean, std = data.mean_std()
+    pixels = data.images.permute(0, 2, 3, 1).contiguous().numpy()
+    source = textbook.Cifar(pixels, data.labels.tolist(), mean, std)
+    ((images, labels),) = textbook.batches(source, 16, workers=0)
+    assert images.shape == (16, 3, 32, 32) and images.dtype == torch.float32 and images.is_contiguous()
+    assert sorted(labels.tolist()) == sorted(data.labels.tolist())
+    source.transform.transforms = source.transform.transforms[2:]  # neither crop nor flip
+    image, label = source[3]
+    expected = (data.float_images()[3] - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    assert torch.allclose(image, expected, atol=1e-5) and label == data.labels[3]
+
+
+def test_steps_before_the_clock_do_not_count():
+    started = [*range(0, 100 * steps.WARM_UP, 100), 1000.0, 1001.0, 1002.5, 1004.5]
+    assert steps.per_step(started) == pytest.approx(1.5)
+
+
+def test_ours_is_clocked_at_every_step(monkeypatch):
+    seen = []
+    monkeypatch.setattr(steps, "per_step", lambda started: seen.append(list(started)) or 1.0)
+    data = steps.random_images(2 * (steps.WARM_UP + 3))
+    steps.kdsec_block(data, True, 2)
+    steps.textbook_block(data, False, 2, 0)
+    assert [len(started) for started in seen] == [steps.WARM_UP + 3] * 2
+    assert all(started == sorted(started) for started in seen)
+
+
+def run(*arguments: str) -> dict[str, dict[str, Any]]:
+    """``python -m benchmarks --format json`` in a process of its own: results by name."""
+    command = [sys.executable, "-m", "benchmarks", "--format", "json", *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(processes.ROOT)}
+    done = subprocess.run(command, cwd=processes.ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert set(report) == {"machine", "versions", "results"}
+    return {result["name"]: result for result in report["results"]}
+
+
+@pytest.mark.slow
+def test_promised_speed():
+    """On the machine that runs the tests: medians over turns of ours and the baseline."""
+    found = run("--only", "kd_step", "import", "--rounds", "5", "--steps", "8")
+    step, ours = found["kd_step"], found["import"]
+    assert step["ratio"] == statistics.median(step["ratios"])
+    # Half of the gain is bf16; on a processor that does not compute in it there is only the other half.
+    assert step["ratio"] >= (2.0 if step["precision"] == "bfloat16" else 1.15), step
+    assert ours["ratio"] < 1.5, ours
+
+
+@pytest.mark.slow
+def test_the_opening_chapter_takes_less_than_a_minute():
+    found = run("--only", "quick_book", "--rounds", "1")["quick_book"]
+    assert found["ratio"] == pytest.approx(60 / found["seconds"])
+    assert found["ratio"] > 1, found
