@@ -13,4 +13,3 @@ _cache = tempfile.mkdtemp(prefix="kdsec-test-cache-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ["KDSEC_CACHE"] = _cache
 os.environ["KDSEC_PROGRESS"] = "off"
-os.environ["MPLBACKEND"] = "agg"

@@ -366,6 +366,8 @@ def test_a_killed_run_leaves_nothing_and_is_taken_up_again(book, tmp_path, kind)
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        # Where these tests run in the background, a shell may have told them to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         until(lambda: pid.exists() and pid.read_text(), "the kernel never reached the slow cell")
