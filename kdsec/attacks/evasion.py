@@ -1,0 +1,329 @@
+"""Evasion: images changed so little that a person sees no difference, and classified as something else.
+
+One signature for all: ``attack(model, images, labels, *, eps, ...) -> images``. Images are in [0, 1] (bytes
+are converted) and normalisation is inside the model, so ``eps`` is in pixels whatever the data set. What
+comes back is float32, inside [0, 1] and inside the budget; both are checked again at the end.
+
+FGSM and PGD are written out here, because they are the lesson. ``library`` reaches a wider set (APGD, Square,
+CW, DeepFool, AutoAttack) through torchattacks, which kdsec does not install by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdsec.data import UNLABELLED
+from kdsec.data.imageset import to_float
+from kdsec.errors import KdsecError, choose
+from kdsec.train import PRECISIONS, autocast_dtype
+
+NORMS = ("linf", "l2")
+TOLERANCE = 1e-5  # float32 rounding of an L2 norm over a few thousand pixels
+
+
+def fgsm(
+    model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, targeted: bool = False, **options: Any
+) -> Tensor:
+    r"""Fast gradient sign method: :math:`x' = x + \epsilon\,\mathrm{sign}\,\nabla_x \mathrm{CE}(f(x), y)`.
+
+    Goodfellow et al. 2015 (arXiv 1412.6572), section 4. Arguments as in ``pgd``.
+    """
+    return pgd(
+        model,
+        images,
+        labels,
+        eps=eps,
+        steps=1,
+        step_size=eps,
+        random_start=False,
+        targeted=targeted,
+        **options,
+    )
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    steps: int = 10,
+    step_size: float | None = None,
+    norm: str = "linf",
+    targeted: bool = False,
+    random_start: bool = True,
+    restarts: int = 1,
+    stop_early: bool = False,
+    seed: int = 0,
+    batch_size: int = 250,
+    precision: str = "float32",
+) -> Tensor:
+    r"""Projected gradient descent (Madry et al. 2018, arXiv 1706.06083, section 2.1).
+
+    .. math:: x_{t+1} = \Pi\big(x_t + \eta\, d(\nabla_x \mathrm{CE}(f(x_t), y))\big)
+
+    with :math:`\Pi` the projection into the ball of radius eps and into [0, 1], and :math:`d` the sign for
+    L-infinity, the unit vector for L2.
+
+    Args:
+        model: attacked in eval mode, left in the mode it was in.
+        images: ``(N, C, H, W)`` in [0, 1], or bytes.
+        labels: ``(N,)``: what the images should stop being, or with ``targeted`` become.
+        eps: radius in pixels of [0, 1]; at most 1 for L-infinity, the image's diagonal for L2.
+        steps: forward and backward passes, at least 1.
+        step_size: eta; 2.5 eps / steps if not given, which reaches the rim from anywhere in the ball.
+        norm: ``linf`` or ``l2``.
+        targeted: go down the loss of ``labels`` instead of up.
+        random_start: begin at a random point of the ball instead of the image.
+        restarts: how often to begin; of each image the attempt with the largest loss is kept.
+        stop_early: leave an image alone as soon as it is fooled; cheaper, and the loss stays smaller.
+        seed: of the random starts.
+        batch_size: images at a time.
+        precision: as in ``Recipe``; the images stay float32, only the network computes in it.
+
+    Raises:
+        KdsecError: a budget outside its range, no steps, an unknown norm, or images without labels.
+    """
+    check_attack(images, labels, eps, norm)
+    if steps < 1 or restarts < 1:
+        raise KdsecError(f"steps={steps}, restarts={restarts}: an attack needs at least 1 of each")
+    step = 2.5 * eps / steps if step_size is None else step_size
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: one stream for every device
+
+    def attack(clean: Tensor, wanted: Tensor) -> Tensor:
+        ball = Ball(clean, eps, norm)
+        best, best_loss = clean, torch.full((len(clean),), -math.inf, device=clean.device)
+        for _ in range(restarts):
+            start = ball.random(generator) if random_start else clean
+            found = ascend(model, start, wanted, ball, step, steps, targeted, stop_early)
+            if restarts == 1:
+                return found
+            loss = objective(model, found, wanted, targeted)[0]
+            better = loss > best_loss
+            best = torch.where(better[:, None, None, None], found, best)
+            best_loss = torch.where(better, loss, best_loss)
+        return best
+
+    with torch.autocast(**autocast(precision, images.device)):
+        return _in_batches(attack, model, images, labels, eps, norm, batch_size)
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The images allowed around ``centre``: at most ``eps`` off in ``norm``, pixels from ``low`` to ``high``.
+
+    ``eps``, and ``low`` with ``high``, are numbers, or tensors that broadcast to the images.
+    """
+
+    centre: Tensor
+    eps: Any
+    norm: str = "linf"
+    low: Any = 0.0
+    high: Any = 1.0
+
+    def project(self, images: Tensor) -> Tensor:
+        """The allowed image nearest to each (for L2, nearest in the ball and then in the box)."""
+        change = images - self.centre
+        if self.norm == "linf":
+            change = change.clamp(-self.eps, self.eps)
+        else:
+            change = change * (self.eps / length(change).clamp(min=1e-12)).clamp(max=1)
+        return (self.centre + change).clamp(self.low, self.high)
+
+    def random(self, generator: torch.Generator) -> Tensor:
+        """A uniformly random image of the ball, then moved into the box."""
+        noise = torch.empty(self.centre.shape)
+        if self.norm == "linf":
+            noise.uniform_(-1, 1, generator=generator)
+        else:
+            noise.normal_(generator=generator)
+            radius = torch.rand(len(noise), 1, 1, 1, generator=generator) ** (1 / noise[0].numel())
+            noise *= radius / length(noise)
+        return self.project(self.centre + self.eps * noise.to(self.centre.device))
+
+
+def ascend(
+    model: nn.Module,
+    start: Tensor,
+    labels: Tensor,
+    ball: Ball,
+    step: float | Tensor,
+    steps: int,
+    targeted: bool = False,
+    stop_early: bool = False,
+) -> Tensor:
+    """The loop of PGD, on one batch, without checks; one forward and one backward pass a step."""
+    images, active = start, torch.arange(len(start), device=start.device)
+    for _ in range(steps):
+        current = (images[active] if stop_early else images).detach().requires_grad_()
+        with torch.enable_grad():
+            loss, logits = objective(model, current, labels[active], targeted)
+            # A sum, so that no image's gradient depends on the others or is divided by their number.
+            (gradient,) = torch.autograd.grad(loss.sum(), current)
+        unit = gradient.sign() if ball.norm == "linf" else gradient / length(gradient).clamp(min=1e-12)
+        if not stop_early:
+            images = ball.project(current.detach() + step * unit)
+            continue
+        going = (logits.argmax(1) == labels[active]) != targeted
+        active = active[going]
+        if not len(active):
+            break
+        here = Ball(ball.centre[active], ball.eps, ball.norm, ball.low, ball.high)
+        images = images.index_copy(0, active, here.project(current.detach()[going] + step * unit[going]))
+    return images
+
+
+def objective(model: nn.Module, images: Tensor, labels: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
+    """What the attacker wants large, ``(N,)``, and the logits ``(N, K)``, both float32."""
+    logits = model(images).float()
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    return (-loss if targeted else loss), logits
+
+
+def autocast(precision: str, device: torch.device) -> dict[str, Any]:
+    """Arguments of ``torch.autocast`` for a precision as in ``Recipe``."""
+    dtype = autocast_dtype(choose("precision", precision, PRECISIONS), device)
+    return {"device_type": device.type, "dtype": dtype or torch.bfloat16, "enabled": dtype is not None}
+
+
+def length(change: Tensor) -> Tensor:
+    """L2 norm of each image, ``(N, 1, 1, 1)``."""
+    return change.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def distance(images: Tensor, other: Tensor, norm: str = "linf") -> Tensor:
+    """How far apart each two images are, ``(N,)``, in pixels of [0, 1]."""
+    change = to_float(images) - to_float(other)
+    linf = choose("norm", norm, NORMS) == "linf"
+    return change.flatten(1).abs().amax(1) if linf else length(change).flatten()
+
+
+GRADIENT = ("apgd", "apgd-targeted", "fab", "square")  # the four parts of AutoAttack, in its order
+NEAREST = ("cw", "deepfool")
+LIBRARY = (*GRADIENT, "autoattack", *NEAREST)
+
+
+def library(
+    name: str,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: str = "linf",
+    steps: int = 100,
+    queries: int = 5000,
+    seed: int = 0,
+    batch_size: int = 250,
+) -> Tensor:
+    """An attack of torchattacks 3.5.1 (MIT), around that package's traps.
+
+    ``autoattack`` is put together as Croce & Hein 2020 (arXiv 2003.01690) define it: APGD, targeted APGD and
+    FAB of 100 steps, Square of 5,000 queries. (The package's own AutoAttack takes 10 steps, its issue 196.)
+    ``cw`` and ``deepfool`` look for the nearest error, in L2, rather than for one within a budget: an image
+    whose nearest error lies beyond ``eps`` comes back unchanged. CW tries its constant at 0.1, 1, 10 and 100;
+    DeepFool's result is pushed 1 % further, since it may stop just short of the boundary.
+
+    Args:
+        name: one of ``LIBRARY``.
+        steps: gradient steps; DeepFool stops as soon as it can.
+        queries: of Square.
+        model, images, labels, eps, norm, seed, batch_size: as in ``pgd``.
+
+    Raises:
+        KdsecError: torchattacks is missing, or an argument is out of range.
+    """
+    choose("attack", name, LIBRARY)
+    check_attack(images, labels, eps, norm)
+    if norm != "l2" and name in NEAREST:
+        raise KdsecError(f"attack {name!r} measures in L2; give norm='l2' and eps as an L2 distance")
+    if steps < 1 or queries < 1:
+        raise KdsecError(f"steps={steps}, queries={queries}: an attack needs at least 1 of each")
+    try:
+        import torchattacks  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise KdsecError(
+            f"attack {name!r} needs torchattacks: `pip install --no-deps torchattacks==3.5.1` "
+            "(kdsec brings what it imports; without --no-deps it would put an old version of requests here)"
+        ) from None
+
+    @torch.enable_grad()
+    def attack(clean: Tensor, true: Tensor) -> Tensor:
+        if name in NEAREST:
+            return _nearest(torchattacks, name, model, clean, true, steps, eps)
+        classes = objective(model, clean[:1], true[:1], False)[1].shape[1]
+        limits = {"eps": eps, "norm": {"linf": "Linf", "l2": "L2"}[norm], "seed": seed}
+        make: dict[str, Callable[[], Any]] = {
+            "apgd": lambda: torchattacks.APGD(model, steps=steps, **limits),
+            "apgd-targeted": lambda: torchattacks.APGDT(model, steps=steps, n_classes=classes, **limits),
+            "fab": lambda: torchattacks.FAB(
+                model, steps=steps, multi_targeted=True, n_classes=classes, **limits
+            ),
+            "square": lambda: torchattacks.Square(model, n_queries=queries, **limits),
+            "autoattack": lambda: torchattacks.MultiAttack([make[part]() for part in GRADIENT]),
+        }
+        return Ball(clean, eps, norm).project(make[name]()(clean, true).detach())
+
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        torch.manual_seed(seed)
+        return _in_batches(attack, model, images, labels, eps, norm, batch_size)
+
+
+def _nearest(
+    torchattacks: Any, name: str, model: nn.Module, clean: Tensor, labels: Tensor, steps: int, eps: float
+) -> Tensor:
+    """The wrongly classified images nearest to the clean ones, where they are within ``eps``."""
+    if name == "deepfool":
+        attempts = [clean + 1.01 * (torchattacks.DeepFool(model, steps=steps)(clean, labels) - clean)]
+    else:
+        attempts = [torchattacks.CW(model, c=c, steps=steps)(clean, labels) for c in (0.1, 1, 10, 100)]
+    best, nearest = clean, torch.full((len(clean),), eps, device=clean.device)
+    for attempt in attempts:
+        found = attempt.detach().clamp(0, 1)
+        gap = distance(found, clean, "l2")
+        better = (objective(model, found, labels, False)[1].argmax(1) != labels) & (gap <= nearest)
+        best = torch.where(better[:, None, None, None], found, best)
+        nearest = torch.where(better, gap, nearest)
+    return best
+
+
+def check_attack(images: Tensor, labels: Tensor, eps: float, norm: str) -> None:
+    """Refuse a budget that is not in pixels of [0, 1], and images without labels."""
+    choose("norm", norm, NORMS)
+    most = 1.0 if norm == "linf" else math.sqrt(images[0].numel())
+    if not 0 <= eps <= most:
+        raise KdsecError(f"eps={eps:g} is outside [0, {most:g}] for {norm}; divide by 255 if in bytes")
+    if len(labels) != len(images) or bool((labels == UNLABELLED).any()):
+        raise KdsecError("an attack needs one label an image; without, give predict(model, images).argmax(1)")
+
+
+def _in_batches(
+    attack: Callable[[Tensor, Tensor], Tensor],
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    eps: float,
+    norm: str,
+    batch_size: int,
+) -> Tensor:
+    """Run ``attack`` on large batches of the model in eval mode, and check what it returns."""
+    was_training = model.training
+    model.eval()
+    found = []
+    with torch.no_grad():
+        for pixels, wanted in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            clean = to_float(pixels).float().contiguous(memory_format=torch.channels_last)
+            result = attack(clean, wanted)
+            gap = distance(result, clean, norm).max().item()
+            if not (gap <= eps + TOLERANCE and result.min().item() >= 0 and result.max().item() <= 1):
+                raise KdsecError(f"the attack left its budget: {norm} distance {gap:.6f} with eps={eps:g}")
+            found.append(result)
+    model.train(was_training)
+    return torch.cat(found)

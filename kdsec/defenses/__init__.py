@@ -1,0 +1,1 @@
+"""Defences, one paper a module: teachers whose answers teach badly."""

@@ -1,0 +1,70 @@
+"""The Nasty Teacher: keep the decisions, move the probabilities away from an honest network's.
+
+Ma et al., "Undistillable: Making a Nasty Teacher that Cannot Teach Students", ICLR 2021, arXiv 2105.07381.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdsec.data import Batch
+from kdsec.distill import check_temperature, soft_cross_term
+from kdsec.errors import KdsecError
+from kdsec.train import cross_entropy
+
+
+@dataclass(frozen=True)
+class NastyLoss:
+    r"""Self-undermining distillation: right in the labels, far from the adversary in everything else.
+
+    .. math:: L = \mathrm{CE}(f(x), y)
+        - \omega\,\tau^2\,\mathrm{KL}\big(\sigma_\tau(f(x)) \,\|\, \sigma_\tau(f_A(x))\big)
+
+    The direction is that of the authors' code: the network being trained stands in the *target* place of the
+    divergence, and the gradient flows there. The adversary :math:`f_A` is an honestly trained network of the
+    same architecture and does not change. (The constant 100 that their code adds has no gradient and is left
+    out.)
+
+    How low can it go? The adversary being fixed, the divergence of one image is at most
+    :math:`-\log \min_i \sigma_\tau(f_A(x))_i`, so the loss does have a floor, but a deep one:
+    about :math:`-\omega\tau` times the range of the adversary's logits. Gradients on the way there are
+    large, and with a large ``weight`` or a high learning rate training explodes (VITA-Group/Nasty-Teacher,
+    issue 17).
+
+    Attributes:
+        adversary: the honest network; put into eval mode here.
+        temperature: tau; the authors use 4 on CIFAR-10 and 20 on CIFAR-100 and Tiny-ImageNet.
+        weight: omega; the authors use 0.04, 0.005 and 0.01 there.
+    """
+
+    adversary: nn.Module
+    temperature: float = 4.0
+    weight: float = 0.04
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        if not self.weight >= 0:
+            raise KdsecError(
+                f"weight={self.weight} must be 0 or more; 0 is plain cross-entropy, 0.04 is common"
+            )
+        self.adversary.eval()
+
+    @property
+    def advice(self) -> str:
+        """What to lower when training explodes."""
+        return (
+            f"lower the nasty loss's weight (now {self.weight:g}) or temperature (now {self.temperature:g}), "
+            "or set grad_clip"
+        )
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            honest = self.adversary(batch.images)
+        logits = model(batch.images)
+        # soft_cross_term(student, teacher) is KL(teacher || student): here the learner is in the teacher's
+        # place.
+        away = soft_cross_term(honest, logits, self.temperature)
+        return cross_entropy(logits, batch.labels) - self.weight * away

@@ -1,0 +1,203 @@
+"""The Adversarial Sparse Teacher (AST): answers on clean images pulled towards sparse adversarial ones.
+
+Yilmaz & Keles, "Adversarial Sparse Teacher: Defense Against Distillation-Based Model Stealing Attacks Using
+Adversarial Examples", arXiv 2403.05181 (2024). Three steps: train an honest teacher; make adversarial images
+from it (``disturb``); train the teacher that is published, from scratch, on pairs of both (``pair``) with
+``SparseTeacherLoss``. The defaults and the options ``"literal pgd"`` and ``paired=False`` follow the authors'
+public code, which departs from what the abstracts say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdsec.attacks.evasion import Ball, ascend, autocast, check_attack, pgd
+from kdsec.data import Batch, ImageSet
+from kdsec.data.imageset import to_float
+from kdsec.defenses.stingy import keep_largest
+from kdsec.distill import check_temperature
+from kdsec.errors import KdsecError, choose
+from kdsec.models import Classifier
+from kdsec.train import cross_entropy
+
+DIVERGENCES = ("epd", "kl")
+SOURCES = ("current", "random")
+DISTURBANCES = ("pgd", "literal pgd", "low contrast", "noise", "none")
+LITERAL = (0.3, 0.01, 40)  # eps and step of the authors' code in normalised units, and its number of steps
+
+
+def sparse_targets(logits: Tensor, keep: int, temperature: float) -> Tensor:
+    r"""Probabilities ``(B, K)``: :math:`\sigma_T` of the ``keep`` largest logits, exactly zero elsewhere."""
+    return (keep_largest(logits.float(), keep) / temperature).softmax(1)
+
+
+def exponential_predictive_divergence(q: Tensor, p: Tensor) -> Tensor:
+    r"""EPD, mean over the batch: :math:`\sum_i e^{q_i} (q_i - p_i)`.
+
+    This is what PyTorch's ``kl_div`` with ``log_target=True`` computes when it is given probabilities in
+    place of their logarithms. Linear in p, and zero but *not smallest* at p = q: the smallest value is that
+    of the one-hot vector at the largest q, so it is not a divergence and never asks for the shape of q. With
+    :math:`p = \sigma_T(z)` the gradient is
+    :math:`\partial/\partial z_j = -\frac{1}{T} p_j \big(e^{q_j} - \sum_i p_i e^{q_i}\big)`.
+
+    Args:
+        q: target probabilities ``(B, K)``.
+        p: the network's probabilities ``(B, K)``.
+    """
+    return (q.exp() * (q - p)).sum(1).mean()
+
+
+@dataclass(frozen=True)
+class SparseTeacherLoss:
+    r"""The loss of AST, on the images of a set made by ``pair``.
+
+    .. math:: L = \alpha\, T^2\, D\big(q, \sigma_T(f(x))\big) + (1-\alpha)\, \mathrm{CE}(f(x), y), \qquad
+        q = \sigma_T\big(\mathrm{top}_n(f(x'))\big)
+
+    where x is a clean image, x' a disturbed one, and q carries no gradient.
+
+    Attributes:
+        keep: n, the logits kept in the target; the authors' code keeps 2 of 10 classes and 7 of 100.
+        temperature: T; 6 with 10 classes, 30 with 100.
+        alpha: weight of the divergence; 0.05 on CIFAR-10, 0.03 to 0.035 on CIFAR-100.
+        divergence: ``epd``, which their code computes, or ``kl``, the relative entropy
+            :math:`\mathrm{KL}(q \| p) = \sum_{i: q_i > 0} q_i \log(q_i / p_i)` of the first version's
+            abstract.
+        paired: x' is the disturbed x, cropped and mirrored alike. If not, each image gets its neighbour's x'
+            in the shuffled batch: unrelated, as in the authors' code, which zips a shuffled set with an
+            unshuffled one.
+        source: whose answer on x' is the target: ``current``, the network being trained, in eval mode (as in
+            their code); a frozen network; or, as a control, ``random``: the current answer dealt out to
+            random classes.
+    """
+
+    keep: int = 2
+    temperature: float = 6.0
+    alpha: float = 0.05
+    divergence: str = "epd"
+    paired: bool = True
+    source: str | nn.Module = "current"
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        choose("divergence", self.divergence, DIVERGENCES)
+        if not isinstance(self.source, nn.Module):
+            choose("source", self.source, SOURCES)
+        if not 0 <= self.alpha <= 1 or self.keep < 1:
+            raise KdsecError(f"alpha={self.alpha} must lie in [0, 1] and keep={self.keep} be 1 or more")
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        if batch.images.shape[1] % 2:
+            raise KdsecError("the sparse teacher trains on pairs of images; give fit the set pair(...) makes")
+        clean, disturbed = batch.images.chunk(2, dim=1)
+        target = self.target(model, disturbed if self.paired else disturbed.roll(1, dims=0))
+        logits = model(clean)
+        log_p = F.log_softmax(logits.float() / self.temperature, dim=1)
+        if self.divergence == "epd":
+            gap = exponential_predictive_divergence(target, log_p.exp())
+        else:
+            gap = F.kl_div(log_p, target, reduction="batchmean")
+        return self.alpha * self.temperature**2 * gap + (1 - self.alpha) * cross_entropy(logits, batch.labels)
+
+    @torch.no_grad()
+    def target(self, model: nn.Module, disturbed: Tensor) -> Tensor:
+        """The sparse probabilities ``(B, K)`` that the clean answers are pulled towards."""
+        network = self.source if isinstance(self.source, nn.Module) else model
+        was_training = network.training
+        network.eval()  # batch normalisation must not learn from the disturbed images
+        logits = network(disturbed)
+        network.train(was_training)
+        if self.source == "random":
+            logits = logits.gather(1, torch.rand_like(logits).argsort(1))
+        return sparse_targets(logits, self.keep, self.temperature)
+
+
+def pair(data: ImageSet, disturbed: Tensor) -> ImageSet:
+    """Clean and disturbed images as channels of one, ``(N, 2C, H, W)``, so that both are cropped alike.
+
+    Bytes stay bytes: disturbed images are then rounded to the 256 levels, by which a budget that is a
+    multiple of 1/255 is kept exactly.
+    """
+    if disturbed.shape != data.images.shape:
+        shapes = f"{tuple(disturbed.shape)} for {tuple(data.images.shape)}"
+        raise KdsecError(f"disturbed images of shape {shapes}; make them with disturb(model, data)")
+    if data.images.dtype == torch.uint8:
+        disturbed = (disturbed * 255).round().to(torch.uint8)
+    return data.replace(images=torch.cat([data.images, disturbed], dim=1))
+
+
+def disturb(
+    model: Classifier,
+    data: ImageSet,
+    kind: str = "pgd",
+    *,
+    eps: float = 8 / 255,
+    step_size: float = 2 / 255,
+    steps: int = 10,
+    seed: int = 0,
+    batch_size: int = 250,
+    precision: str = "float32",
+) -> Tensor:
+    """The other half of each pair, ``(N, C, H, W)`` float32 in [0, 1], made once from the honest teacher.
+
+    ====================  ==============================================================================
+    ``pgd``               L-infinity PGD on the labels' cross-entropy, no random start, in pixels
+    ``literal pgd``       the authors' code: the same on *normalised* images, clamped to [0, 1] *there*
+    ``low contrast``      control: that clamp without the attack
+    ``noise``             control: Gaussian noise with standard deviation ``eps``
+    ``none``              control: the clean image, so that only the sparseness remains
+    ====================  ==============================================================================
+
+    In the literal kind every pixel darker than its channel's mean becomes the mean, and every one brighter
+    than a standard deviation above it is cut off there, so that most of the change is lost contrast and the
+    budget is not kept. Its budget, step and number of steps are the authors' own (``LITERAL``).
+
+    Args:
+        model: the honest teacher.
+        data: labelled images.
+        kind: see above.
+        eps: budget of ``pgd`` in pixels, or the noise's standard deviation.
+        step_size, steps: of ``pgd``.
+        seed: of the noise.
+        batch_size, precision: as in ``kdsec.attacks.evasion.pgd``.
+
+    Raises:
+        KdsecError: unknown kind, a budget outside [0, 1], or images without labels.
+    """
+    choose("disturbance", kind, DISTURBANCES)
+    check_attack(data.images, data.labels, eps, "linf")
+    if kind == "pgd":
+        return pgd(
+            model,
+            data.images,
+            data.labels,
+            eps=eps,
+            steps=steps,
+            step_size=step_size,
+            random_start=False,
+            batch_size=batch_size,
+            precision=precision,
+        )
+    images = to_float(data.images)
+    normalize: Any = model.normalize
+    mean, std = normalize.mean, normalize.std
+    if kind == "noise":
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+        return (images + eps * noise.to(images.device)).clamp(0, 1)
+    if kind == "low contrast":
+        return images.clamp(mean, mean + std)
+    if kind == "none":
+        return images
+    size, step, count = LITERAL
+    model.eval()
+    with torch.autocast(**autocast(precision, images.device)):
+        parts = [
+            ascend(model, part, labels, Ball(part, size * std, "linf", mean, mean + std), step * std, count)
+            for part, labels in zip(images.split(batch_size), data.labels.split(batch_size), strict=True)
+        ]
+    return torch.cat(parts)
