@@ -178,7 +178,7 @@ class Cache:
                 try:
                     tensors, notes = load_checkpoint(path, recipe)
                     self.hits += 1
-                    self.seconds += notes["seconds"]
+                    self.seconds += notes.get("seconds", 0.0)
                     return {name: tensor.to(device) for name, tensor in tensors.items()}
                 except KdsecError as error:
                     print(f"kdsec: {error}; making it again", file=sys.stderr)

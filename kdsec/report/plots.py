@@ -142,7 +142,7 @@ def arm_curves(
         )
     ax.set_xscale("log")
     if len(ticks := sorted(wide[x].unique()) if x in wide else []):
-        ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+        ax.set_xticks(ticks, [f"{tick:,.9g}" for tick in ticks])
         ax.minorticks_off()
     ax.set_xlabel(x)
     ax.set_ylabel(f"{metric} (%)")
