@@ -9,7 +9,7 @@ STAMP := $(VENV)/kdsec-installed
 EXTRAS := run,book,test
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test slow lint notebooks clean
+.PHONY: help setup book test slow lint notebooks attacks bench clean
 
 help:
 	@echo 'make book        run every chapter at the quick profile and build the book'
@@ -17,6 +17,8 @@ help:
 	@echo 'make slow        the slow tests'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make notebooks   execute notebooks/ again and store their text outputs'
+	@echo 'make attacks     add the optional torchattacks package (AutoAttack, Square, CW, DeepFool)'
+	@echo 'make bench       measure speed, each as a ratio to a plain loop'
 	@echo 'make setup       create .venv with the tested packages (the others do it when needed)'
 	@echo 'make clean       remove what was built; the virtual environment stays'
 	@echo 'Another Python:  make PYTHON=python3.12 book'
@@ -55,6 +57,13 @@ lint: $(STAMP)
 notebooks: $(STAMP)
 	@$(PY) book/sync.py
 
+# torchattacks asks for requests 2.25, which it never imports and which the book's tools cannot live with.
+attacks: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1
+
+bench: $(STAMP)
+	@$(PY) -m benchmarks
+
 clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache
-	find kdsec tests book -name __pycache__ -type d -prune -exec rm -rf {} +
+	find kdsec tests book benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

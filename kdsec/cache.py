@@ -37,7 +37,7 @@ TRAINING_CODE = [
     PACKAGE / "train.py",
     PACKAGE / "distill.py",
     PACKAGE / "data" / "loader.py",
-    PACKAGE / "models" / "__init__.py",
+    PACKAGE / "models",
 ]
 
 

@@ -19,6 +19,9 @@ from typing import Any
 import torch
 
 from kdsec.errors import KdsecError
+from kdsec.imports import imported_files
+
+METHODS = ("kdsec.attacks", "kdsec.defenses")
 
 
 def fingerprint(value: Any) -> str:
@@ -38,12 +41,11 @@ def fingerprint(value: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def source_fingerprint(*items: types.ModuleType | str | pathlib.Path) -> str:
-    """Hash the source text of modules, packages (all their ``.py`` files) or files, order not mattering."""
+def source_fingerprint(*paths: pathlib.Path) -> str:
+    """Hash the source text of files, and of all ``.py`` files in folders, order not mattering."""
     files: set[pathlib.Path] = set()
-    for item in items:
-        path = pathlib.Path(item.__file__ or "") if isinstance(item, types.ModuleType) else pathlib.Path(item)
-        files |= set(path.parent.rglob("*.py")) if path.name == "__init__.py" else {path}
+    for path in paths:
+        files |= set(path.rglob("*.py")) if path.is_dir() else {path}
     texts = sorted((file.name, file.read_text(encoding="utf-8")) for file in files)
     return fingerprint(texts)
 
@@ -62,6 +64,9 @@ def _pieces(value: Any) -> Iterator[bytes]:
             yield value.checksum.encode()  # image sets know theirs already
         case torch.nn.Module():
             yield str(value).encode()  # the printed architecture: layer types and their settings
+            for kind in sorted({type(layer) for layer in value.modules()}, key=lambda kind: kind.__name__):
+                if not kind.__module__.startswith(("torch.", "kdsec.models.")):
+                    yield _class_source(kind).encode()
             for name, tensor in value.state_dict().items():
                 yield name.encode()
                 yield from _tensor(tensor)
@@ -104,7 +109,16 @@ def _function(function: types.FunctionType) -> Iterator[bytes]:
 
 
 def _class_source(kind: type) -> str:
-    """Source text of a class; of its methods where the class was typed into a notebook cell."""
+    """What a class does: its source text, or that of its methods where it was typed into a notebook cell.
+
+    A class of one of the methods' modules (``METHODS``) leans on functions beside it, so that all of the
+    module counts, and what it imports from there.
+    """
+    if ".".join(kind.__module__.split(".")[:2]) in METHODS:
+        module = pathlib.Path(inspect.getfile(kind))
+        code = module.read_text(encoding="utf-8")
+        others = {file for name in METHODS for file in imported_files(code, within=name.split(".")[1])}
+        return source_fingerprint(module, *others)
     try:
         return inspect.getsource(kind)
     except (OSError, TypeError):

@@ -27,6 +27,7 @@ from kdsec import notebook
 from kdsec.chapters import CHAPTERS, PROFILES, settings
 from kdsec.errors import KdsecError, choose
 from kdsec.execute import Job
+from kdsec.imports import imported_files
 from kdsec.launch import Display, Launcher, cores
 from kdsec.report.provenance import PACKAGE, bundled
 from kdsec.report.records import recipe_of
@@ -35,7 +36,7 @@ RESULTS = "results"
 # Code that drives runs without taking part in them; what it does cannot change a number.
 DRIVERS = {
     *("__init__.py", "__main__.py", "cli.py", "runner.py", "launch.py", "execute.py"),
-    *("notebook.py", "progress.py"),
+    *("notebook.py", "progress.py", "imports.py"),
 }
 
 
@@ -161,10 +162,16 @@ def _recipe(
     path = (folder / CHAPTERS[chapter].notebook).absolute()
     source = notebook.read(path)
     notebook.check_parameters(source, path)
-    own = PACKAGE / "chapters" / f"{chapter.replace('-', '_')}.py"
-    code = [file for file in PACKAGE.rglob("*.py") if file == own or not _is_bystander(file)]
+    cells = notebook.code(source)
     chosen = settings(chapter, profile, overrides)
-    return fingerprint([chosen, notebook.code(source), source_fingerprint(*code)]), path
+    return fingerprint([chosen, cells, source_fingerprint(*_code_behind(chapter, cells))]), path
+
+
+def _code_behind(chapter: str, cells: list[str]) -> list[pathlib.Path]:
+    """The package's files that decide a chapter's results: what its cells and its settings import."""
+    own = PACKAGE / "chapters" / f"{chapter.replace('-', '_')}.py"
+    files = {own}.union(*(imported_files(code) for code in (*cells, own.read_text(encoding="utf-8"))))
+    return sorted(file for file in files if file == own or not _is_bystander(file))
 
 
 def _is_bystander(file: pathlib.Path) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
+import pathlib
 import signal
 import time
 
@@ -186,6 +187,23 @@ def test_fingerprint_refuses_what_it_cannot_see_into():
         fingerprint(lambda model, batch: captured)
     with pytest.raises(KdsecError, match="no stable fingerprint"):
         fingerprint(object())
+
+
+def test_fingerprint_of_a_method_covers_the_functions_it_leans_on(monkeypatch):
+    from kdsec.attacks import views
+    from kdsec.defenses.sparse_teacher import SparseTeacherLoss
+    from kdsec.defenses.stingy import Stingy
+
+    def edited(path, **options):
+        text = read_text(path, **options)
+        return text + "# edited" if path.name in ("stingy.py", "views.py") else text
+
+    values = SparseTeacherLoss(), Stingy(net(), 1), views.view(net()), KD(torch.zeros(2, 2)), net()
+    before = [fingerprint(value) for value in values]
+    read_text = pathlib.Path.read_text
+    monkeypatch.setattr(pathlib.Path, "read_text", edited)
+    after = [fingerprint(value) for value in values]
+    assert [old != new for old, new in zip(before, after, strict=True)] == [True, True, True, False, False]
 
 
 def test_source_fingerprint_follows_the_text(tmp_path):

@@ -5,7 +5,8 @@ import torch
 
 from kdsec import data, models
 from kdsec.attacks import evasion
-from kdsec.attacks.evasion import distance, fgsm, library, pgd
+from kdsec.attacks.evasion import distance, fgsm, pgd
+from kdsec.attacks.library import library
 from kdsec.errors import KdsecError
 from kdsec.train import Recipe, fit, predict
 
@@ -181,7 +182,7 @@ def test_an_attack_that_leaves_its_budget_is_caught(net, some, monkeypatch):
 
 def test_library_says_how_to_get_it(net, some, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchattacks", None)
-    with pytest.raises(KdsecError, match="pip install --no-deps torchattacks") as error:
+    with pytest.raises(KdsecError, match="make attacks") as error:
         library("square", net, *some, eps=0.1)
     assert "\n" not in str(error.value)
 

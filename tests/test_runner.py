@@ -317,6 +317,13 @@ def test_the_recipe_covers_the_package_but_not_its_drivers():
     assert all((package / name).exists() for name in runner.DRIVERS)
 
 
+def test_the_recipe_covers_what_a_chapter_imports_and_no_more():
+    cells = ["%pip install x\nfrom kdsec.defenses.stingy import Stingy", "from kdsec import distill"]
+    behind = {str(file.relative_to(runner.PACKAGE)) for file in runner._code_behind("opening", cells)}
+    assert {"defenses/stingy.py", "distill.py", "chapters/opening.py", "models/resnet.py"} <= behind
+    assert not behind & {"defenses/nasty.py", "attacks/evasion.py", "chapters/__init__.py", "cli.py"}
+
+
 def test_describe_names_the_nearest_heading():
     cells = [new_markdown_cell("# A\ntext\n## B"), new_code_cell("# why\n\nx = 1"), new_markdown_cell("t")]
     book = new_notebook(cells=[*cells, new_code_cell("y")])

@@ -9,22 +9,16 @@ from torch import nn
 
 from kdsec import data, models
 from kdsec.attacks import stealing
-from kdsec.attacks.stealing import (
+from kdsec.attacks.skeptical import Branched, SkepticalLoss
+from kdsec.attacks.stealing import THIEVES, Theft, best_thief, sweep, try_thieves, with_decisions
+from kdsec.attacks.views import (
     FLOOR,
-    THIEVES,
     Averaged,
-    Branched,
-    SkepticalLoss,
-    Theft,
-    best_thief,
     class_mean_removed,
     keep_top,
     linear_map,
     mean_removed,
-    sweep,
-    try_thieves,
     view,
-    with_decisions,
 )
 from kdsec.cache import Cache
 from kdsec.data import UNLABELLED, Batch

@@ -13,39 +13,28 @@ No function here takes test images. A thief who tries several ways (``try_thieve
 images set aside from the thief's own (``best_thief``); the test accuracy of that one choice is what may be
 reported.
 
-Most thieves are plain distillation from a *view* of the teacher: a module that asks the teacher and repairs
-the answer. Views work on log-probabilities and read nothing below ``FLOOR`` out of them.
+Most thieves are plain distillation from a *view* of the teacher, which asks it and repairs the answer:
+``kdsec.attacks.views``.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.data import UNLABELLED, Batch, ImageSet
-from kdsec.distill import (
-    KD,
-    AttentionTransfer,
-    HardLabels,
-    kd_loss,
-    soft_cross_term,
-    teacher_labels,
-    teacher_logits,
-)
+from kdsec.attacks.skeptical import Branched, SkepticalLoss
+from kdsec.attacks.views import averaged, class_mean_removed, keep_top, linear_map, mean_removed
+from kdsec.data import UNLABELLED, ImageSet
+from kdsec.distill import KD, AttentionTransfer, HardLabels, teacher_labels
 from kdsec.errors import KdsecError
 from kdsec.models import count_parameters
-from kdsec.models.layers import conv_bn, pool_head
-from kdsec.train import Recipe, cross_entropy, evaluate, fit, predict
-
-FLOOR = -50.0  # log of the smallest probability that a thief makes anything of
+from kdsec.train import Recipe, evaluate, fit, predict
 
 
 class Job(NamedTuple):
@@ -162,7 +151,7 @@ def features(
 def skeptical(
     student: nn.Module, teacher: nn.Module, data: ImageSet, temperature: float, alpha: float, seed: int
 ) -> Job:
-    """The skeptical student: only a side branch listens to the teacher. See ``SkepticalLoss``."""
+    """The skeptical student: only a side branch listens to the teacher. See ``kdsec.attacks.skeptical``."""
     return Job(
         Branched(student, data, seed),
         with_decisions(teacher, data),
@@ -174,180 +163,6 @@ def with_decisions(teacher: nn.Module, data: ImageSet) -> ImageSet:
     """The same images, with the teacher's decision where there is no label."""
     decided = teacher_labels(teacher, data).argmax(1)
     return data.replace(labels=torch.where(data.labels == UNLABELLED, decided, data.labels))
-
-
-# Views: the teacher, followed by layers that repair its answers.
-
-
-class LogProbabilities(nn.Module):
-    """What a service's logits say at temperature 1, float32, none below ``FLOOR``."""
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits.float().log_softmax(1).clamp(min=FLOOR)
-
-
-class KeepTop(nn.Module):
-    """The ``keep`` largest log-probabilities stay, the other classes share what is left evenly."""
-
-    def __init__(self, keep: int) -> None:
-        super().__init__()
-        self.keep = keep
-
-    def extra_repr(self) -> str:
-        return f"keep={self.keep}"
-
-    def forward(self, log_p: Tensor) -> Tensor:
-        classes = log_p.shape[1]
-        if not 1 <= self.keep < classes:
-            raise KdsecError(f"keep={self.keep} of {classes} classes; choose 1 to {classes - 1}")
-        kept = torch.zeros_like(log_p, dtype=torch.bool).scatter(1, log_p.topk(self.keep).indices, True)
-        left = log_p.masked_fill(kept, -torch.inf).logsumexp(1, keepdim=True)
-        return torch.where(kept, log_p, left - math.log(classes - self.keep))
-
-
-class Debias(nn.Module):
-    """Log-probabilities minus an offset that depends on the decision: row c of ``offsets`` ``(K, K)``."""
-
-    offsets: Tensor
-
-    def __init__(self, offsets: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("offsets", offsets)
-
-    def forward(self, log_p: Tensor) -> Tensor:
-        return log_p - self.offsets[log_p.argmax(1)]
-
-
-class Averaged(nn.Module):
-    """Mean log-probabilities over the image and its four neighbours one pixel away: five queries an image."""
-
-    def __init__(self, teacher: nn.Module) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, images: Tensor) -> Tensor:
-        height, width = images.shape[2:]
-        padded = F.pad(images, (1, 1, 1, 1))
-        places = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
-        moved = [padded[:, :, top : top + height, left : left + width] for top, left in places]
-        answers = self.teacher(torch.cat(moved)).float().log_softmax(1).clamp(min=FLOOR)
-        return answers.view(len(places), len(images), -1).mean(0)
-
-
-def view(teacher: nn.Module, *layers: nn.Module) -> nn.Module:
-    """The teacher's log-probabilities, passed through ``layers``."""
-    return nn.Sequential(teacher, LogProbabilities(), *layers).eval()
-
-
-def keep_top(teacher: nn.Module, data: ImageSet, keep: int) -> nn.Module:
-    """The largest ``keep`` probabilities; with 1 the negatives are dropped and the confidence is left."""
-    return view(teacher, KeepTop(keep))
-
-
-def averaged(teacher: nn.Module, data: ImageSet) -> nn.Module:
-    """Against answers that hang on single pixels."""
-    return Averaged(teacher).eval()
-
-
-def mean_removed(teacher: nn.Module, data: ImageSet) -> nn.Module:
-    """Takes the mean answer off: against a teacher that favours some classes on every image."""
-    log_p = predict(view(teacher), data)
-    return view(teacher, Debias(log_p.mean(0).expand(log_p.shape[1], -1).contiguous()))
-
-
-def class_mean_removed(teacher: nn.Module, data: ImageSet) -> nn.Module:
-    """Takes off the mean profile of the *other* classes for each decision: what is the same for all sevens.
-
-    The chosen class keeps its value and the others their common level, so the confidence stays.
-    """
-    log_p = predict(view(teacher), data)
-    classes = log_p.shape[1]
-    decided = F.one_hot(log_p.argmax(1), classes).float()
-    means = decided.T @ log_p / decided.sum(0).clamp(min=1)[:, None]
-    others = 1 - torch.eye(classes, device=log_p.device)
-    level = (means * others).sum(1, keepdim=True) / (classes - 1)
-    return view(teacher, Debias((means - level) * others))
-
-
-def linear_map(teacher: nn.Module, data: ImageSet, ridge: float = 0.1) -> nn.Module:
-    """A linear map of the log-probabilities, fitted to the thief's labelled images.
-
-    It minimises their cross-entropy plus ``ridge`` times its squared distance from the identity.
-    """
-    known = data.subset(data.labels != UNLABELLED)
-    log_p = predict(view(teacher), known)
-    identity = torch.eye(log_p.shape[1], device=log_p.device)
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, len(identity), len(identity), device=log_p.device)
-    with torch.no_grad():
-        layer.weight.copy_(identity)
-        layer.bias.zero_()
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")
-
-    def cost() -> Tensor:
-        optimizer.zero_grad()
-        away = (layer.weight - identity).square().sum() + layer.bias.square().sum()
-        loss = F.cross_entropy(layer(log_p), known.labels) + ridge * away
-        loss.backward()
-        return loss
-
-    optimizer.step(cost)
-    return view(teacher, layer.requires_grad_(False))
-
-
-# The skeptical student.
-
-
-class Branched(nn.Module):
-    """A student with two more classifiers on its way: after the last stage but two, and the last but one."""
-
-    def __init__(self, student: Any, data: ImageSet, seed: int) -> None:
-        super().__init__()
-        student.eval()
-        with torch.no_grad():
-            shapes = [stage.shape for stage in student.features(data.float_images(slice(0, 1)))]
-        if len(shapes) < 3 or len(shapes[-3]) != 4:
-            raise KdsecError("the skeptical student needs a convolutional network of at least three stages")
-        self.student = student
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(seed)
-            late, early = (
-                nn.Sequential(conv_bn(shape[1], shape[1]), pool_head(shape[1], data.num_classes))
-                for shape in (shapes[-2], shapes[-3])
-            )
-        self.late, self.early = late.to(data.images.device), early.to(data.images.device)
-
-    def answers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits ``(B, K)`` of the student itself, of the later and of the earlier branch."""
-        stages = self.student.features(images)
-        return self.student.head(stages[-1]), self.late(stages[-2]), self.early(stages[-3])
-
-
-@dataclass(frozen=True)
-class SkepticalLoss:
-    r"""The loss of the skeptical student (Kundu et al., NeurIPS 2021), with the weights of the authors' code.
-
-    .. math:: \alpha T^2 \mathrm{KL}(\sigma_T(z_t) \| \sigma_T(z_e)) + (1-\alpha) \mathrm{CE}(z_e, y)
-        + 0.3\, \mathrm{KL}(\sigma_T(z) \| \sigma_T(z_l)) + 0.7\, \mathrm{CE}(z_l, y) + \mathrm{CE}(z, y)
-
-    with :math:`z_t` the teacher, z the student, :math:`z_e, z_l` its earlier and its later branch. The
-    teacher can mislead a branch that is thrown away afterwards; what is kept learns from labels.
-    """
-
-    teacher: nn.Module
-    temperature: float = 4.0
-    alpha: float = 0.9
-
-    def __post_init__(self) -> None:
-        KD(self.teacher, self.temperature, self.alpha)  # refuses a temperature or alpha out of range
-
-    def __call__(self, model: Branched, batch: Batch) -> Tensor:
-        taught = teacher_logits(self.teacher, batch)
-        own, late, early = model.answers(batch.images)
-        listens = kd_loss(early, taught, batch.labels, self.temperature, self.alpha)
-        # Without the factor T^2 here, as in their code.
-        checks = 0.3 * soft_cross_term(late, own, self.temperature) / self.temperature**2
-        checks = checks + 0.7 * cross_entropy(late, batch.labels)
-        return listens + checks + cross_entropy(own, batch.labels)
 
 
 THIEVES: dict[str, Thief] = {

@@ -1,0 +1,72 @@
+"""The skeptical student: only a branch that is thrown away afterwards listens to the teacher.
+
+Kundu et al., "Analyzing the Confidentiality of Undistillable Teachers in Knowledge Distillation",
+NeurIPS 2021.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdsec.data import Batch, ImageSet
+from kdsec.distill import KD, kd_loss, soft_cross_term, teacher_logits
+from kdsec.errors import KdsecError
+from kdsec.models.layers import conv_bn, pool_head
+from kdsec.train import cross_entropy
+
+
+class Branched(nn.Module):
+    """A student with two more classifiers on its way: after the last stage but two, and the last but one."""
+
+    def __init__(self, student: Any, data: ImageSet, seed: int) -> None:
+        super().__init__()
+        student.eval()
+        with torch.no_grad():
+            shapes = [stage.shape for stage in student.features(data.float_images(slice(0, 1)))]
+        if len(shapes) < 3 or len(shapes[-3]) != 4:
+            raise KdsecError("the skeptical student needs a convolutional network of at least three stages")
+        self.student = student
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)
+            late, early = (
+                nn.Sequential(conv_bn(shape[1], shape[1]), pool_head(shape[1], data.num_classes))
+                for shape in (shapes[-2], shapes[-3])
+            )
+        self.late, self.early = late.to(data.images.device), early.to(data.images.device)
+
+    def answers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``(B, K)`` of the student itself, of the later and of the earlier branch."""
+        stages = self.student.features(images)
+        return self.student.head(stages[-1]), self.late(stages[-2]), self.early(stages[-3])
+
+
+@dataclass(frozen=True)
+class SkepticalLoss:
+    r"""The loss of the skeptical student (Kundu et al., NeurIPS 2021), with the weights of the authors' code.
+
+    .. math:: \alpha T^2 \mathrm{KL}(\sigma_T(z_t) \| \sigma_T(z_e)) + (1-\alpha) \mathrm{CE}(z_e, y)
+        + 0.3\, \mathrm{KL}(\sigma_T(z) \| \sigma_T(z_l)) + 0.7\, \mathrm{CE}(z_l, y) + \mathrm{CE}(z, y)
+
+    with :math:`z_t` the teacher, z the student, :math:`z_e, z_l` its earlier and its later branch. The
+    teacher can mislead a branch that is thrown away afterwards; what is kept learns from labels.
+    """
+
+    teacher: nn.Module
+    temperature: float = 4.0
+    alpha: float = 0.9
+
+    def __post_init__(self) -> None:
+        KD(self.teacher, self.temperature, self.alpha)  # refuses a temperature or alpha out of range
+
+    def __call__(self, model: Branched, batch: Batch) -> Tensor:
+        taught = teacher_logits(self.teacher, batch)
+        own, late, early = model.answers(batch.images)
+        listens = kd_loss(early, taught, batch.labels, self.temperature, self.alpha)
+        # Without the factor T^2 here, as in their code.
+        checks = 0.3 * soft_cross_term(late, own, self.temperature) / self.temperature**2
+        checks = checks + 0.7 * cross_entropy(late, batch.labels)
+        return listens + checks + cross_entropy(own, batch.labels)
