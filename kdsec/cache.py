@@ -185,7 +185,7 @@ class Cache:
             started = time.monotonic()
             tensors = make()
             seconds = time.monotonic() - started
-            save_checkpoint(path, tensors, recipe, seconds=round(seconds, 2))
+            save_checkpoint(path, tensors, recipe, seconds=round(seconds, 4))
             self.misses += 1
             self.seconds += seconds
         return tensors

@@ -105,20 +105,26 @@ def _function(function: types.FunctionType) -> Iterator[bytes]:
             f"no stable fingerprint for {function.__qualname__}, which captures variables; "
             "use a frozen dataclass with a __call__ method or functools.partial"
         )
-    yield inspect.getsource(function).encode()
+    yield (_method_source(function) or inspect.getsource(function)).encode()
+
+
+def _method_source(item: type | types.FunctionType) -> str:
+    """Hash of a method's whole module and of what it imports from there; empty for what is not in ``METHODS``.
+
+    The classes and functions of these modules lean on others beside them.
+    """
+    if ".".join(item.__module__.split(".")[:2]) not in METHODS:
+        return ""
+    module = pathlib.Path(inspect.getfile(item))
+    code = module.read_text(encoding="utf-8")
+    others = {file for name in METHODS for file in imported_files(code, within=name.split(".")[1])}
+    return source_fingerprint(module, *others)
 
 
 def _class_source(kind: type) -> str:
-    """What a class does: its source text, or that of its methods where it was typed into a notebook cell.
-
-    A class of one of the methods' modules (``METHODS``) leans on functions beside it, so that all of the
-    module counts, and what it imports from there.
-    """
-    if ".".join(kind.__module__.split(".")[:2]) in METHODS:
-        module = pathlib.Path(inspect.getfile(kind))
-        code = module.read_text(encoding="utf-8")
-        others = {file for name in METHODS for file in imported_files(code, within=name.split(".")[1])}
-        return source_fingerprint(module, *others)
+    """What a class does: its source text, or that of its methods where it was typed into a notebook cell."""
+    if source := _method_source(kind):
+        return source
     try:
         return inspect.getsource(kind)
     except (OSError, TypeError):

@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdsec import chapters, data, models
 from kdsec.cache import Cache
@@ -74,6 +74,15 @@ class Run:
     ) -> nn.Module:
         """Train ``model``, or fetch it from the cache if exactly this was trained before."""
         return self.cache.fit(model, on, recipe, loss, seed=self.seed, label=f"{self.chapter}-{arm}")
+
+    def once(self, label: str, make: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+        """``make(*args, **options)``, computed once: a function of the package, and what has a fingerprint."""
+
+        def compute() -> dict[str, Tensor]:
+            return {"tensor": make(*args, **options)}
+
+        key = [make, args, options]
+        return self.cache.tensors(f"{self.chapter}-{label}", key, self.device, compute)["tensor"]
 
     def score(self, arm: str, name: str, model: nn.Module, **setting: Any) -> Score:
         """Record validation and test accuracy of a trained model, and return the test score."""

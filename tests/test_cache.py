@@ -191,19 +191,27 @@ def test_fingerprint_refuses_what_it_cannot_see_into():
 
 def test_fingerprint_of_a_method_covers_the_functions_it_leans_on(monkeypatch):
     from kdsec.attacks import views
-    from kdsec.defenses.sparse_teacher import SparseTeacherLoss
+    from kdsec.defenses.sparse_teacher import SparseTeacherLoss, disturb
     from kdsec.defenses.stingy import Stingy
 
     def edited(path, **options):
         text = read_text(path, **options)
         return text + "# edited" if path.name in ("stingy.py", "views.py") else text
 
-    values = SparseTeacherLoss(), Stingy(net(), 1), views.view(net()), KD(torch.zeros(2, 2)), net()
+    methods = SparseTeacherLoss(), Stingy(net(), 1), views.view(net()), disturb
+    values = *methods, KD(torch.zeros(2, 2)), net()
     before = [fingerprint(value) for value in values]
     read_text = pathlib.Path.read_text
     monkeypatch.setattr(pathlib.Path, "read_text", edited)
     after = [fingerprint(value) for value in values]
-    assert [old != new for old, new in zip(before, after, strict=True)] == [True, True, True, False, False]
+    assert [old != new for old, new in zip(before, after, strict=True)] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_source_fingerprint_follows_the_text(tmp_path):

@@ -269,3 +269,22 @@ def test_every_student_takes_about_the_same_number_of_steps(images):
     steps = recipe.epochs * max(1, images // recipe.batch_size)
     assert abs(steps - settings.student_steps) <= max(1, images // recipe.batch_size)
     assert dataclasses.replace(recipe, epochs=settings.recipe.epochs) == settings.recipe
+
+
+def half(images, factor=0.5):
+    CALLS.append(factor)
+    return images * factor
+
+
+CALLS: list[float] = []
+
+
+def test_once_computes_once_per_arguments(monkeypatch, tmp_path):
+    monkeypatch.setenv("KDSEC_CACHE", str(tmp_path))
+    CALLS.clear()
+    images = torch.rand(2, 1, 4, 4)
+    for _ in range(2):
+        run = start("opening")
+        assert torch.equal(run.once("half", half, images), images / 2)
+        assert torch.equal(run.once("half", half, images, factor=2.0), images * 2)
+    assert CALLS == [0.5, 2.0]

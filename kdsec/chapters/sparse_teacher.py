@@ -1,0 +1,171 @@
+"""Settings of the chapter on teachers that teach badly: *The adversarial sparse teacher*."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from kdsec import models
+from kdsec.attacks.stealing import THIEVES
+from kdsec.data import DATASETS, Augment
+from kdsec.errors import KdsecError, choose
+from kdsec.train import Recipe
+
+# What can be changed about AST, one thing at a time, to see which part matters: see ``ast_loss`` and
+# ``disturbance`` in the chapter.
+VARIANTS = {
+    "as coded": "the authors' code: PGD in normalised units, clean and disturbed images not paired",
+    "unpaired": "each clean image with another one's disturbed image",
+    "random targets": "the same sparse probabilities, dealt out to random classes",
+    "relative entropy": "KL in place of EPD",
+    "frozen source": "targets from the honest teacher instead of the net being trained",
+    "noise": "Gaussian noise in place of PGD",
+    "low contrast": "the contrast lost in the authors' PGD, without the attack",
+    "clean": "no disturbance at all: only the sparseness is left",
+}
+
+
+@dataclass(frozen=True)
+class SparseTeacher:
+    """One owner, five teachers for sale, and thieves.
+
+    Attributes:
+        dataset: what the teachers classify.
+        validation: share of the training images set aside for choices.
+        owner: how many training images the owner has; the students of the main table get the same, as in the
+            papers.
+        theft: how many *other* images, without labels, the thieves have.
+        few: share of labels known where few are.
+        teacher: the owner's network.
+        students: the smaller networks, the first of which carries every experiment.
+        smoothing: of the label-smoothed teacher, and of the student without a teacher.
+        nasty_temperature, nasty_weights: tau, and omega with the headline value first.
+        stingy_keep: logits that the stingy teacher answers with.
+        sparse_keep, sparse_temperature, sparse_alphas: n, T and alpha of AST, the headline alpha first.
+        eps, step_size, pgd_steps: of AST's adversarial images, in pixels of [0, 1].
+        variants: of AST, see ``VARIANTS``.
+        temperature, alpha: of distillation, as the papers' thief has them.
+        temperatures, alphas: of the heat map.
+        thieves: who tries to steal without labels, from ``kdsec.attacks.stealing.THIEVES``.
+        recipe: of the teachers, and of the students but for the epochs.
+        student_steps: training steps of every student, however many images it has.
+    """
+
+    dataset: str
+    validation: float
+    owner: int
+    theft: int
+    few: float
+    teacher: str
+    students: tuple[str, ...]
+    smoothing: float
+    nasty_temperature: float
+    nasty_weights: tuple[float, ...]
+    stingy_keep: int
+    sparse_keep: int
+    sparse_temperature: float
+    sparse_alphas: tuple[float, ...]
+    eps: float
+    step_size: float
+    pgd_steps: int
+    variants: tuple[str, ...]
+    temperature: float
+    alpha: float
+    temperatures: tuple[float, ...]
+    alphas: tuple[float, ...]
+    thieves: tuple[str, ...]
+    recipe: Recipe
+    student_steps: int
+
+    def __post_init__(self) -> None:
+        choose("dataset", self.dataset, DATASETS)
+        for model in (self.teacher, *self.students):
+            choose("model", model, models.names())
+        for thief in self.thieves:
+            choose("thief", thief, THIEVES)
+        for variant in self.variants:
+            choose("variant", variant, VARIANTS)
+        if not (self.students and self.nasty_weights and self.sparse_alphas and self.thieves):
+            raise KdsecError("give at least one each of students, nasty_weights, sparse_alphas and thieves")
+        if not 0 < self.few < 1 or self.student_steps < 1 or min(self.owner, self.theft) < 1:
+            raise KdsecError(
+                f"few={self.few} must lie between 0 and 1, and owner={self.owner}, theft={self.theft} and "
+                f"student_steps={self.student_steps} be 1 or more"
+            )
+
+    def student_recipe(self, images: int) -> Recipe:
+        """The same number of steps for every student: on fewer images, more epochs."""
+        per_epoch = max(1, images // self.recipe.batch_size)
+        return dataclasses.replace(self.recipe, epochs=max(1, round(self.student_steps / per_epoch)))
+
+
+_EVERY_THIEF = tuple(name for name, thief in THIEVES.items() if not thief.needs_labels)
+# Papers' schedules of a CIFAR teacher: ``full`` as published, ``fast`` one-cycle in a fraction of the epochs.
+FULL_CIFAR10 = Recipe(
+    epochs=160, lr=0.1, schedule="step", milestones=(80, 120), augment=Augment(crop=4, flip=True)
+)
+FAST = Recipe(epochs=40, lr=0.2, augment=Augment(crop=4, flip=True))
+
+PROFILES = {
+    "quick": SparseTeacher(
+        dataset="digits",
+        validation=0.15,
+        owner=640,
+        theft=512,
+        few=0.1,
+        teacher="digits-cnn",
+        students=("digits-small", "digits-mlp"),
+        smoothing=0.1,
+        nasty_temperature=4.0,
+        # Smaller than the authors' 0.04, which on 640 digits costs the teacher itself several points.
+        nasty_weights=(0.02, 0.04),
+        stingy_keep=2,
+        sparse_keep=2,
+        sparse_temperature=6.0,
+        sparse_alphas=(0.02, 0.05),
+        eps=0.2,
+        step_size=0.05,
+        pgd_steps=10,
+        variants=("as coded", "unpaired", "random targets", "relative entropy", "noise", "clean"),
+        temperature=4.0,
+        alpha=0.9,
+        temperatures=(1.0, 4.0, 20.0),
+        alphas=(0.5, 0.9, 1.0),
+        thieves=(
+            "soft labels",
+            "hard labels",
+            "negatives dropped",
+            "class means removed",
+            "skeptical student",
+        ),
+        recipe=Recipe(epochs=30, batch_size=64, lr=0.1, augment=Augment(crop=1), precision="float32"),
+        student_steps=200,
+    ),
+    "small": SparseTeacher(
+        dataset="cifar10",
+        validation=0.1,
+        owner=20_000,
+        theft=20_000,
+        few=0.1,
+        teacher="resnet20",
+        students=("resnet8", "cnn"),
+        smoothing=0.1,
+        nasty_temperature=4.0,
+        nasty_weights=(0.04,),
+        stingy_keep=2,
+        sparse_keep=2,
+        sparse_temperature=6.0,
+        sparse_alphas=(0.05,),
+        eps=8 / 255,
+        step_size=2 / 255,
+        pgd_steps=5,
+        variants=("as coded", "random targets"),
+        temperature=4.0,
+        alpha=0.9,
+        temperatures=(1.0, 4.0, 20.0),
+        alphas=(0.5, 0.9, 1.0),
+        thieves=("soft labels", "hard labels", "negatives dropped", "class means removed"),
+        recipe=Recipe(epochs=7, batch_size=128, lr=0.2, augment=Augment(crop=4, flip=True)),
+        student_steps=300,
+    ),
+}
