@@ -109,7 +109,7 @@ def _function(function: types.FunctionType) -> Iterator[bytes]:
 
 
 def _method_source(item: type | types.FunctionType) -> str:
-    """Hash of a method's whole module and of what it imports from there; empty for what is not in ``METHODS``.
+    """Hash of a method's module and of what it imports from other methods; empty outside ``METHODS``.
 
     The classes and functions of these modules lean on others beside them.
     """

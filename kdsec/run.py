@@ -76,7 +76,7 @@ class Run:
         return self.cache.fit(model, on, recipe, loss, seed=self.seed, label=f"{self.chapter}-{arm}")
 
     def once(self, label: str, make: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
-        """``make(*args, **options)``, computed once: a function of the package, and what has a fingerprint."""
+        """``make(*args, **options)``, computed once; all of it must have a fingerprint."""
 
         def compute() -> dict[str, Tensor]:
             return {"tensor": make(*args, **options)}

@@ -33,7 +33,13 @@ class Chapter:
         return f"{self.number:02d}-{self.name}.ipynb"
 
 
-CHAPTERS = {chapter.name: chapter for chapter in (Chapter("opening", 1, "Distillation, and how it steals"),)}
+CHAPTERS = {
+    chapter.name: chapter
+    for chapter in (
+        Chapter("opening", 1, "Distillation, and how it steals"),
+        Chapter("sparse-teacher", 2, "The adversarial sparse teacher"),
+    )
+}
 
 
 def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = None) -> Any:

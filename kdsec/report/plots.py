@@ -39,6 +39,12 @@ ARM_COLOURS = {
     "hard labels": GREEN,
     "labelled by hand": "#5A5A5A",
     "surrogate images": YELLOW,
+    # Teachers, which never stand beside the thieves above.
+    "normal": BLACK,
+    "smoothed": "#B0B0B0",
+    "nasty": RED,
+    "stingy": GREEN,
+    "AST": BLUE,
 }
 
 
@@ -76,6 +82,7 @@ def arm_dots(
     arms: Sequence[str],
     *,
     metric: str = "test accuracy",
+    setting: str = "",
     lines: Sequence[str] = (),
 ) -> None:
     """One row per arm: each seed a dot, their mean a bar mark, and some arms drawn through as lines.
@@ -87,9 +94,10 @@ def arm_dots(
         frame: rows of one profile; live rows and recorded rows look the same.
         arms: from top to bottom.
         metric: whose value, a share in [0, 1], is shown in per cent.
+        setting: rows of exactly this setting, as recorded (``"labels=none"``).
         lines: arms whose mean is drawn through the whole figure, as the level to compare with.
     """
-    chosen = frame[(frame["metric"] == metric) & (frame["setting"] == "")]
+    chosen = frame[(frame["metric"] == metric) & (frame["setting"] == setting)]
     for row, arm in enumerate(arms):
         values = 100 * chosen.loc[chosen["arm"] == arm, "value"].to_numpy()
         ax.scatter(
@@ -156,7 +164,7 @@ def soft_labels(
 
     Args:
         images: ``(n, C, H, W)`` in [0, 1].
-        probabilities: name to ``(n, K)``, e.g. ``{"T = 1": ..., "T = 4": ...}``.
+        probabilities: name to ``(n, K)``, e.g. ``{"T = 1": ..., "T = 4": ...}``; arms get their own colour.
         classes: the K class names.
         columns: pictures a row.
     """
@@ -167,7 +175,8 @@ def soft_labels(
     figure, axes = plt.subplots(
         2 * rows, columns, figsize=(7.0, 3.1 * rows), height_ratios=[1, 1.25] * rows, squeeze=False
     )
-    palette = [BLUE, ORANGE, GREEN, RED]
+    others = iter([BLUE, ORANGE, GREEN, RED, PINK, SKY])
+    palette = [ARM_COLOURS.get(name) or next(others, BLACK) for name in probabilities]
     width = 0.8 / len(probabilities)
     for item in range(rows * columns):
         picture, chart = (
