@@ -13,9 +13,15 @@ from typing import Any, NoReturn
 from kdsec.cli import text_table
 from kdsec.errors import KdsecError, choose
 
-ROUNDS = {"training_step": 5, "kd_step": 5, "import": 7, "quick_book": 3}
-# What is promised; a ratio is "times faster" but for import, where less is better.
-GOALS = {"training_step": "", "kd_step": ">= 2", "import": "< 1.5", "quick_book": "> 1"}
+ROUNDS = {"training_step": 5, "kd_step": 5, "adversarial_set": 5, "import": 7, "quick_book": 3}
+# What is promised; a ratio is "times faster" but for import and adversarial_set, where less is better.
+GOALS = {
+    "training_step": "",
+    "kd_step": ">= 2",
+    "adversarial_set": "<= 1.1",
+    "import": "< 1.5",
+    "quick_book": "> 1",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,13 +67,14 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     # cores with DataLoader's workers. It is the baseline that gains.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ["KDSEC_PROGRESS"] = "off"
-    from benchmarks import processes, steps
+    from benchmarks import attacks, processes, steps
 
     rounds = options.rounds or ROUNDS[name]
     step = functools.partial(steps.measure, rounds=rounds, steps=options.steps, batch=options.batch)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "training_step": lambda: step(distil=False),
         "kd_step": lambda: step(distil=True),
+        "adversarial_set": lambda: attacks.measure(rounds=rounds, steps=options.steps),
         "import": lambda: processes.measure_import(rounds),
         "quick_book": lambda: processes.measure_quick_book(rounds),
     }
@@ -96,8 +103,10 @@ def _of(result: dict[str, Any]) -> str:
             return f"{ours:.0f} to {theirs:.0f} images/s ({where})"
         case {"kdsec_seconds": ours, "torch_seconds": theirs}:
             return f"{ours:.2f} s to {theirs:.2f} s for torch alone"
+        case {"attack_seconds": ours, "bare_seconds": theirs}:
+            return f"{ours:.2f} s to {theirs:.2f} s for the passes alone"
         case _:
-            return f"{result['allowed_seconds']:.0f} s allowed to {result['seconds']:.1f} s taken"
+            return f"{result['allowed_seconds']:.0f} s allowed to the slowest chapter's {result['seconds']:.1f} s"
 
 
 if __name__ == "__main__":

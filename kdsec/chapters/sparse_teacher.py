@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kdsec import models
 from kdsec.attacks.stealing import THIEVES
 from kdsec.data import DATASETS, Augment
+from kdsec.distill import check_temperature
 from kdsec.errors import KdsecError, choose
 from kdsec.train import Recipe
 
@@ -92,6 +93,19 @@ class SparseTeacher:
         choose("schedule", self.schedule, ("full",) if self.fast is None else ("full", "fast"))
         if not (self.students and self.nasty_weights and self.sparse_alphas and self.thieves):
             raise KdsecError("give at least one each of students, nasty_weights, sparse_alphas and thieves")
+        for temperature in (
+            self.nasty_temperature,
+            self.sparse_temperature,
+            self.temperature,
+            *self.temperatures,
+        ):
+            check_temperature(temperature)
+        for name in ("eps", "step_size", "alpha", "smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise KdsecError(f"{name}={getattr(self, name)} must lie between 0 and 1")
+        for name in ("stingy_keep", "sparse_keep", "pgd_steps"):
+            if getattr(self, name) < 1:
+                raise KdsecError(f"{name}={getattr(self, name)} must be 1 or more")
         if not 0 < self.few < 1 or self.student_steps < 1 or min(self.owner, self.theft) < 1:
             raise KdsecError(
                 f"few={self.few} must lie between 0 and 1, and owner={self.owner}, theft={self.theft} and "
@@ -136,7 +150,7 @@ PROFILES = {
         eps=0.2,
         step_size=0.05,
         pgd_steps=10,
-        variants=("as coded", "unpaired", "random targets", "relative entropy", "noise", "clean"),
+        variants=("as coded", "unpaired", "random targets", "relative entropy", "clean"),
         temperature=4.0,
         alpha=0.9,
         temperatures=(1.0, 4.0, 20.0),
@@ -147,9 +161,10 @@ PROFILES = {
             "negatives dropped",
             "class means removed",
             "skeptical student",
+            "features",
         ),
-        recipe=Recipe(epochs=30, batch_size=64, lr=0.1, augment=Augment(crop=1), precision="float32"),
-        student_steps=200,
+        recipe=Recipe(epochs=20, batch_size=64, lr=0.1, augment=Augment(crop=1), precision="float32"),
+        student_steps=150,
     ),
     "small": SparseTeacher(
         dataset="cifar10",

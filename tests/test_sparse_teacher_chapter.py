@@ -1,0 +1,88 @@
+"""The chapter on the adversarial sparse teacher: its settings, and on real small nets what it builds on."""
+
+import dataclasses
+import statistics
+
+import pytest
+
+from kdsec import chapters, data, models
+from kdsec.chapters.sparse_teacher import PROFILES, VARIANTS
+from kdsec.defenses.nasty import NastyLoss
+from kdsec.distill import KD
+from kdsec.errors import KdsecError
+from kdsec.train import evaluate, fit
+
+QUICK = PROFILES["quick"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"temperature": -1.0}, "temperature=-1"),
+        ({"temperatures": (4.0, 0.0)}, "temperature=0"),
+        ({"eps": 8.0}, r"eps=8.0 must lie between 0 and 1"),
+        ({"alpha": 1.5}, "alpha=1.5 must lie"),
+        ({"stingy_keep": 0}, "stingy_keep=0 must be 1 or more"),
+        ({"sparse_keep": -2}, "sparse_keep=-2 must be 1 or more"),
+        ({"thieves": ("soft label",)}, "did you mean 'soft labels'"),
+        ({"variants": ("paired",)}, "unknown variant 'paired'"),
+        ({"schedule": "fast"}, "unknown schedule 'fast'"),
+        ({"students": ()}, "at least one each"),
+        ({"few": 1.0}, "few=1.0 must lie between 0 and 1"),
+        ({"student_steps": -5}, "student_steps=-5 be 1 or more"),
+    ],
+)
+def test_impossible_settings_end_in_one_line_before_anything_runs(setting, message):
+    with pytest.raises(KdsecError, match=message) as error:
+        chapters.settings("sparse-teacher", "quick", setting)
+    assert "\n" not in str(error.value)
+
+
+def test_the_paper_profile_has_a_fast_schedule_and_tries_every_variant():
+    paper = PROFILES["paper"]
+    fast = dataclasses.replace(paper, schedule="fast")
+    assert fast.training.epochs < paper.training.epochs / 3
+    assert set(paper.variants) == set(VARIANTS)
+
+
+@pytest.mark.parametrize("images", [1_000, 5_000, 20_000, 45_000])
+def test_students_take_as_many_steps_on_few_images_and_decay_at_the_same_share(images):
+    paper = PROFILES["paper"]
+    recipe = paper.student_recipe(images)
+    steps = recipe.epochs * (images // recipe.batch_size)
+    assert steps == pytest.approx(paper.student_steps, rel=0.02)
+    shares = [milestone / recipe.epochs for milestone in recipe.milestones]
+    assert shares == pytest.approx([0.5, 0.75], abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_nasty_teacher_keeps_its_accuracy_and_fails_its_students():
+    """Over three seeds, at the settings of the quick profile: the claim that the chapter starts from."""
+    lost, harm = [], []
+    for seed in range(3):
+        splits = data.load(QUICK.dataset, validation=QUICK.validation, seed=seed)
+        mean, std = splits.train.mean_std()
+        owner = splits.train.subset(slice(0, QUICK.owner))
+
+        def trained(name, images, recipe, loss=None, mean=mean, std=std, seed=seed):
+            model = models.build(name, 10, (1, 8, 8), mean=mean, std=std, seed=seed)
+            fit(model, images, recipe, loss, seed=seed)
+            return model
+
+        normal = trained(QUICK.teacher, owner, QUICK.training)
+        loss = NastyLoss(normal, QUICK.nasty_temperature, QUICK.nasty_weights[0])
+        nasty = trained(QUICK.teacher, owner, QUICK.training, loss)
+        students = [
+            trained(
+                QUICK.students[0],
+                owner.unlabelled(),
+                QUICK.student_recipe(len(owner)),
+                KD(teacher, QUICK.temperature, 1.0),
+            )
+            for teacher in (normal, nasty)
+        ]
+        accuracy = [evaluate(model, splits.test).accuracy for model in (normal, nasty, *students)]
+        lost.append(accuracy[0] - accuracy[1])
+        harm.append(accuracy[2] - accuracy[3])
+    assert statistics.mean(lost) < 0.01, lost
+    assert statistics.mean(harm) > 0.015 and min(harm) > 0, harm
