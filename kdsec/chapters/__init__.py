@@ -71,6 +71,10 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         fits = False
     else:
         fits = isinstance(value, plain) or (float in plain and isinstance(value, int))
+    if fits and isinstance(value, tuple):
+        entry = typing.get_args(next(each for each in allowed if typing.get_origin(each) is tuple))[0]
+        for item in value:
+            _check_type(f"{name}: entry", item, entry)
     if not fits:
         wanted = " or ".join(getattr(each, "__name__", str(each)) for each in plain)
         raise KdsecError(f"setting {name}={value!r} has the wrong type, it must be: {wanted}")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from kdsec import models
 from kdsec.attacks.stealing import THIEVES
+from kdsec.chapters.checks import check
 from kdsec.data import DATASETS, Augment
-from kdsec.distill import check_temperature
-from kdsec.errors import KdsecError, choose
+from kdsec.errors import choose
 from kdsec.train import Recipe
 
 # What can be changed about AST, one thing at a time, to see which part matters: see ``ast_loss`` and
@@ -91,26 +91,13 @@ class SparseTeacher:
         for variant in self.variants:
             choose("variant", variant, VARIANTS)
         choose("schedule", self.schedule, ("full",) if self.fast is None else ("full", "fast"))
-        if not (self.students and self.nasty_weights and self.sparse_alphas and self.thieves):
-            raise KdsecError("give at least one each of students, nasty_weights, sparse_alphas and thieves")
-        for temperature in (
-            self.nasty_temperature,
-            self.sparse_temperature,
-            self.temperature,
-            *self.temperatures,
-        ):
-            check_temperature(temperature)
-        for name in ("eps", "step_size", "alpha", "smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise KdsecError(f"{name}={getattr(self, name)} must lie between 0 and 1")
-        for name in ("stingy_keep", "sparse_keep", "pgd_steps"):
-            if getattr(self, name) < 1:
-                raise KdsecError(f"{name}={getattr(self, name)} must be 1 or more")
-        if not 0 < self.few < 1 or self.student_steps < 1 or min(self.owner, self.theft) < 1:
-            raise KdsecError(
-                f"few={self.few} must lie between 0 and 1, and owner={self.owner}, theft={self.theft} and "
-                f"student_steps={self.student_steps} be 1 or more"
-            )
+        check(
+            self,
+            positive=("few", "nasty_temperature", "sparse_temperature", "temperature", "temperatures"),
+            shares=("few", "smoothing", "eps", "step_size", "alpha", "alphas", "sparse_alphas"),
+            counts=("owner", "theft", "stingy_keep", "sparse_keep", "pgd_steps", "student_steps"),
+            filled=("students", "nasty_weights", "sparse_alphas", "thieves", "temperatures", "alphas"),
+        )
 
     @property
     def training(self) -> Recipe:
