@@ -133,7 +133,7 @@ PROFILES = {
         stingy_keep=2,
         sparse_keep=2,
         sparse_temperature=6.0,
-        # Chosen like omega, on validation images: about a point of the teacher's accuracy, and five times that.
+        # Chosen on validation images as well: about a point of the teacher's accuracy, and five times that.
         sparse_alphas=(0.01, 0.05),
         eps=0.2,
         step_size=0.05,
