@@ -46,6 +46,13 @@ def test_the_paper_profile_has_a_fast_schedule_and_tries_every_variant():
     assert set(paper.variants) == set(VARIANTS)
 
 
+def test_another_data_set_brings_the_authors_settings_along():
+    there = chapters.settings("sparse-teacher", "paper", {"dataset": "cifar100", "sparse_keep": 5})
+    assert (there.stingy_keep, there.temperature, there.recipe.epochs) == (10, 20.0, 200)
+    assert there.sparse_keep == 5  # what is named stays
+    assert chapters.settings("sparse-teacher", "small", {"dataset": "cifar100"}).stingy_keep == 2
+
+
 @pytest.mark.parametrize("images", [1_000, 5_000, 20_000, 45_000])
 def test_students_take_as_many_steps_on_few_images_and_decay_at_the_same_share(images):
     paper = PROFILES["paper"]

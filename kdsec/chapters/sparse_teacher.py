@@ -138,7 +138,7 @@ PROFILES = {
         eps=0.2,
         step_size=0.05,
         pgd_steps=10,
-        variants=("as coded", "unpaired", "random targets", "relative entropy", "clean"),
+        variants=("as coded", "unpaired", "random targets", "relative entropy", "low contrast", "clean"),
         temperature=4.0,
         alpha=0.9,
         temperatures=(1.0, 4.0, 20.0),
@@ -182,9 +182,7 @@ PROFILES = {
         student_steps=300,
     ),
     # The authors' settings (AdversarialSparseTeacher, Nasty-Teacher and stingy-teacher on GitHub), PGD in
-    # pixels. CIFAR-100 by overriding: dataset cifar100, students shufflenetv2 and resnet18, nasty_temperature
-    # 20, nasty_weights (0.005,), stingy_keep 10, sparse_keep 7, sparse_temperature 30, sparse_alphas
-    # (0.035,), temperature 20.
+    # pixels.
     "paper": SparseTeacher(
         dataset="cifar10",
         validation=0.1,
@@ -215,4 +213,26 @@ PROFILES = {
         fast=Recipe(epochs=40, lr=0.2, augment=Augment(crop=4, flip=True)),
         student_steps=31_000,
     ),
+}
+
+# What goes with another data set, brought along by --set dataset=cifar100: the authors' settings there.
+COMPANIONS = {
+    "cifar100": {
+        "students": ("shufflenetv2", "resnet18"),
+        "nasty_temperature": 20.0,
+        "nasty_weights": (0.005, 0.0025, 0.01),
+        "stingy_keep": 10,
+        "sparse_keep": 7,
+        "sparse_temperature": 30.0,
+        "sparse_alphas": (0.035, 0.01, 0.1),
+        "temperature": 20.0,
+        "recipe": Recipe(
+            epochs=200,
+            lr=0.1,
+            schedule="step",
+            milestones=(60, 120, 160),
+            gamma=0.2,
+            augment=Augment(crop=4, flip=True),
+        ),
+    }
 }
