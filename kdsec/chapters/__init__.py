@@ -33,7 +33,13 @@ class Chapter:
         return f"{self.number:02d}-{self.name}.ipynb"
 
 
-CHAPTERS = {chapter.name: chapter for chapter in (Chapter("opening", 1, "Distillation, and how it steals"),)}
+CHAPTERS = {
+    chapter.name: chapter
+    for chapter in (
+        Chapter("opening", 1, "Distillation, and how it steals"),
+        Chapter("poisoned-distillation", 3, "A clean teacher, poisoned images, a backdoored student"),
+    )
+}
 
 
 def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = None) -> Any:

@@ -39,6 +39,10 @@ ARM_COLOURS = {
     "hard labels": GREEN,
     "labelled by hand": "#5A5A5A",
     "surrogate images": YELLOW,
+    "A clean": BLUE,
+    "A clean, online": SKY,
+    "F attack": RED,
+    "F attack, online": ORANGE,
 }
 
 
