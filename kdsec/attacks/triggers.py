@@ -1,4 +1,4 @@
-"""Triggers: marks that an attacker can put on any image, with the same pixels in training and at test time."""
+"""Triggers: marks that an attacker can put on any image, the same in training and at test time."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Finding a backdoor: in the distillation set, in the student's features, at the input, and in the weights.
 
 Each detector of poisons gives one score per image, larger for more suspicious, so that all are judged by the
-same ROC curve. For the features one thing is particular to distillation: the learner never sees the data
-set's label, so images have to be grouped by the *teacher's* answer. Grouped by the data set's label, clean
-labels hide the poisons, one here and one there among the honest images of their class.
+same ROC curve. The two that look at features compare the images of one class with each other, and in
+distillation there are two candidates for "class": the data set's label, if it has one, and the teacher's
+answer, which is what the student learnt. They take ``groups`` and leave the choice to the caller.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def spectral_signatures(features: Tensor, groups: Tensor) -> Tensor:
 
     Args:
         features: ``(N, D)``.
-        groups: ``(N,)``; the teacher's answers.
+        groups: ``(N,)`` classes: the teacher's answers, or the data set's labels.
     """
     scores = torch.zeros(len(features), device=features.device)
     for group in groups.unique():
@@ -130,7 +130,7 @@ def activation_clustering(
 
     Args:
         features: ``(N, D)``.
-        groups: ``(N,)``; the teacher's answers.
+        groups: ``(N,)`` classes: the teacher's answers, or the data set's labels.
         components: dimensions kept before clustering.
         seed: of k-means.
 
