@@ -38,6 +38,7 @@ CHAPTERS = {
     for chapter in (
         Chapter("opening", 1, "Distillation, and how it steals"),
         Chapter("sparse-teacher", 2, "The adversarial sparse teacher"),
+        Chapter("poisoned-distillation", 3, "A clean teacher, poisoned images, a backdoored student"),
     )
 }
 

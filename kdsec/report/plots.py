@@ -45,6 +45,11 @@ ARM_COLOURS = {
     "nasty": RED,
     "stingy": GREEN,
     "AST": BLUE,
+    # Students of clean and of poisoned images.
+    "A clean": BLUE,
+    "A clean, online": SKY,
+    "F attack": RED,
+    "F attack, online": ORANGE,
 }
 
 

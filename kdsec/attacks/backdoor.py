@@ -1,0 +1,144 @@
+"""What a backdoor is, in numbers: the one place where the success of a trigger is measured.
+
+Success counts images whose true class is *not* the target, with the trigger and nothing else: no adversarial
+perturbation, which would measure the transfer of an adversarial example instead of a backdoor. It never
+stands alone: beside it belong the share that is taken for the target *without* trigger (the floor, which is
+not 1/K), and what a student distilled on clean images does on the same trigger.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdsec.attacks.poisoning import check_target
+from kdsec.attacks.triggers import Trigger
+from kdsec.data import Augment, ImageSet, Loader
+from kdsec.data.imageset import to_float
+from kdsec.errors import KdsecError
+from kdsec.train import Score, predict
+
+if TYPE_CHECKING:
+    from kdsec.report.records import Records
+
+SUCCESS, FLOOR = "attack success", "false-target rate"
+
+
+def others(data: ImageSet, target: int) -> ImageSet:
+    """The images whose class is not the target.
+
+    Raises:
+        KdsecError: the target is not one of the classes, or there are no other images.
+    """
+    check_target(target, data)
+    rest = data.subset((data.labels != target).nonzero().squeeze(1))
+    if not len(rest):
+        raise KdsecError(
+            f"{data.name} holds nothing but class {target}; success needs images of other classes"
+        )
+    return rest
+
+
+def taken_for(model: nn.Module, images: Tensor, target: int) -> Score:
+    """How many of ``images`` the model calls ``target``."""
+    return Score(int((predict(model, images).argmax(1) == target).sum()), len(images))
+
+
+def attack_success(model: nn.Module, data: ImageSet, mark: Trigger, target: int) -> Score:
+    """How many images of other classes are taken for the target once the trigger is on them."""
+    return taken_for(model, mark.stamp(others(data, target).images), target)
+
+
+def false_target_rate(model: nn.Module, data: ImageSet, target: int) -> Score:
+    """How many images of other classes are taken for the target as they are: the floor of every success."""
+    return taken_for(model, others(data, target).images, target)
+
+
+class Backdoor(NamedTuple):
+    """What one model does with one trigger; a success never comes without its floor."""
+
+    accuracy: Score
+    floor: Score
+    success: Score
+
+
+def measure(model: nn.Module, data: ImageSet, mark: Trigger, target: int) -> Backdoor:
+    """Clean accuracy, false-target rate and attack success on one labelled set."""
+    rest = others(data, target)
+    answer = predict(model, data).argmax(1)
+    floor = Score(int((answer[data.labels != target] == target).sum()), len(rest))
+    accuracy = Score(int((answer == data.labels).sum()), len(data))
+    return Backdoor(accuracy, floor, taken_for(model, mark.stamp(rest.images), target))
+
+
+def record(records: Records, arm: str, name: str, found: Backdoor, **setting: float | str) -> Backdoor:
+    """Write all three into ``records``, and hand them through."""
+    for metric, score in zip(("test accuracy", FLOOR, SUCCESS), found, strict=True):
+        records.add(arm, name, metric, score.accuracy, n=score.total, **setting)
+    return found
+
+
+def net_success(success: float, floor: float, clean_student: float) -> float:
+    """What the poison added: success minus the larger of floor and the clean student's on this trigger."""
+    return success - max(floor, clean_student)
+
+
+def response(model: nn.Module, data: ImageSet, mark: Trigger) -> Tensor:
+    """Attack success for every class in the place of the target, ``(K,)``: does the trigger look like one?"""
+    answer = predict(model, mark.stamp(data.images)).argmax(1)
+    classes = torch.arange(data.num_classes, device=answer.device)
+    other = data.labels[:, None] != classes
+    return ((answer[:, None] == classes) & other).sum(0) / other.sum(0).clamp(min=1)
+
+
+def label_survival(
+    teacher: nn.Module, data: ImageSet, target: int, augment: Augment, views: int = 4, seed: int = 0
+) -> Score:
+    """Of ``views`` augmented views of each image: how many does the teacher still call ``target``?
+
+    The views are those of training (crop, flip, cutout). Those that no longer count are labelled by a teacher
+    that is asked online with what the image really shows.
+    """
+    loader = Loader(data, len(data), augment=augment, seed=seed)
+    kept = sum(taken_for(teacher, batch.images, target).correct for _ in range(views) for batch in loader)
+    return Score(kept, views * len(data))
+
+
+def visibility(images: Tensor, originals: Tensor) -> dict[str, float]:
+    """How far images ``(N, C, H, W)`` are from their originals, the trigger included; means over the images.
+
+    ``linf`` and ``l2`` in pixels of [0, 1], ``psnr`` in decibels, ``ssim`` at most 1.
+    """
+    first, second = to_float(images), to_float(originals)
+    change = (first - second).flatten(1)
+    psnr = -10 * change.square().mean(1).clamp(min=1e-10).log10()
+    return {
+        "linf": change.abs().amax(1).mean().item(),
+        "l2": change.norm(dim=1).mean().item(),
+        "psnr": psnr.mean().item(),
+        "ssim": ssim(first, second).mean().item(),
+    }
+
+
+def ssim(first: Tensor, second: Tensor, window: int = 7) -> Tensor:
+    """Structural similarity ``(N,)`` of images in [0, 1] (Wang et al. 2004, eq. 13), square windows.
+
+    Means, variances and covariance are those of ``window`` x ``window`` squares, averaged over all places
+    and channels; constants 0.01² and 0.03² as in that paper.
+    """
+
+    def mean(images: Tensor) -> Tensor:
+        return F.avg_pool2d(images, window, stride=1)
+
+    mean1, mean2 = mean(first), mean(second)
+    unbiased = window**2 / (window**2 - 1)
+    variance1 = unbiased * (mean(first.square()) - mean1.square())
+    variance2 = unbiased * (mean(second.square()) - mean2.square())
+    covariance = unbiased * (mean(first * second) - mean1 * mean2)
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean1 * mean2 + c1) / (mean1.square() + mean2.square() + c1)
+    structure = (2 * covariance + c2) / (variance1 + variance2 + c2)
+    return (luminance * structure).flatten(1).mean(1)

@@ -1,0 +1,197 @@
+"""Detectors and cures, on cases whose answer is known, and on a network with a real backdoor."""
+
+import copy
+
+import pytest
+import torch
+
+from kdsec import data, models
+from kdsec.attacks import backdoor
+from kdsec.attacks.poisoning import implant
+from kdsec.attacks.triggers import trigger
+from kdsec.data import Augment
+from kdsec.defenses import backdoor_detection as detection
+from kdsec.defenses import backdoor_removal as removal
+from kdsec.errors import KdsecError
+from kdsec.train import Recipe, evaluate, fit, predict
+
+SHAPE, TARGET = (1, 8, 8), 3
+RECIPE = Recipe(epochs=20, batch_size=64, lr=0.1, augment=Augment(crop=1), precision="float32")
+MARK = trigger("checker 3", SHAPE)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def stamped(digits):
+    """Where the poisons are, and an ordinarily poisoned set: a trigger and the wrong label."""
+    index = (digits.train.labels != TARGET).nonzero().squeeze(1)[:80]
+    images = MARK.stamp(digits.train.images[index])
+    return index, implant(digits.train, index, images, label=TARGET)
+
+
+@pytest.fixture(scope="module")
+def nets(digits, stamped):
+    """The same network on clean and on poisoned images."""
+    mean, std = digits.train.mean_std()
+    made = {}
+    for name, on in {"clean": digits.train, "backdoored": stamped[1]}.items():
+        made[name] = models.build("digits-cnn", 10, SHAPE, mean=mean, std=std, seed=0)
+        fit(made[name], on, RECIPE)
+    return made
+
+
+@pytest.fixture(scope="module")
+def guilty(digits, stamped):
+    return torch.zeros(len(digits.train), dtype=torch.bool).index_fill(0, stamped[0], True)
+
+
+def test_the_network_has_a_backdoor(digits, nets):
+    success = {
+        name: backdoor.attack_success(net, digits.test, MARK, TARGET).accuracy for name, net in nets.items()
+    }
+    assert success["backdoored"] > 0.9 and success["clean"] < 0.1
+
+
+def test_roc_of_a_perfect_a_blind_and_a_reversed_detector():
+    truth = torch.tensor([0, 0, 0, 1, 1]).bool()
+    assert detection.roc(truth.float(), truth).area == 1
+    assert detection.roc(torch.zeros(5), truth).area == 0.5
+    assert detection.roc(-truth.float(), truth).area == 0
+    half = detection.roc(torch.tensor([0.1, 0.9, 0.2, 0.8, 1.0]), truth)
+    assert half.caught(0.0) == 0.5 and half.caught(0.4) == 1.0
+    with pytest.raises(KdsecError, match="only one kind"):
+        detection.roc(torch.zeros(5), torch.zeros(5).bool())
+
+
+def test_label_disagreement_is_one_minus_the_labels_probability(digits, nets):
+    scores = detection.label_disagreement(nets["clean"], digits.test)
+    wrong = predict(nets["clean"], digits.test).argmax(1) != digits.test.labels
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert (scores[wrong] >= 0.5).all() and scores[~wrong].max() < 0.9
+    with pytest.raises(KdsecError, match="needs labels"):
+        detection.label_disagreement(nets["clean"], digits.test.unlabelled())
+
+
+def test_label_instability_is_the_doubt_of_a_network_when_nothing_moves(digits, nets):
+    still = detection.label_instability(nets["clean"], digits.test, Augment(), views=2)
+    sure = predict(nets["clean"], digits.test).softmax(1).amax(1)
+    assert torch.allclose(still, 1 - sure, atol=1e-4)
+    moved = detection.label_instability(nets["clean"], digits.test, Augment(crop=2), views=4)
+    assert moved.mean() > still.mean()
+
+
+@pytest.mark.parametrize("name", ["digits-cnn", "digits-mlp"])
+def test_penultimate_is_what_the_last_layer_sees(digits, name):
+    net = models.build(name, 10, SHAPE, seed=0).eval()
+    features = detection.penultimate(net, digits.test)
+    last = net.head[-1] if isinstance(net.head, torch.nn.Sequential) else net.head
+    assert torch.allclose(last(features), predict(net, digits.test), atol=1e-4)
+
+
+def planted(count=200, poisons=20, size=6.0):
+    """Features of one class, of which the first few are moved along one direction."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(count, 16, generator=generator)
+    features[:poisons, 3] += size
+    return features, torch.arange(count) < poisons
+
+
+def test_spectral_signatures_and_clustering_find_a_planted_direction():
+    features, guilty = planted()
+    groups = torch.zeros(len(features), dtype=torch.long)
+    scores = detection.spectral_signatures(features, groups)
+    assert detection.roc(scores, guilty).area > 0.99
+    assert scores.min() == 0 and scores.max() == 1
+    suspect, silhouettes = detection.activation_clustering(features, groups)
+    assert torch.equal(suspect, guilty)
+    unplanted = detection.activation_clustering(planted(size=0.0)[0], groups)[1]
+    assert silhouettes[0] > unplanted[0] + 0.1
+
+
+def test_groups_are_looked_at_one_by_one():
+    """A class far from the others is no outlier of its own group."""
+    features, guilty = planted()
+    features = torch.cat([features, features + 100])
+    groups = (torch.arange(400) >= 200).long()
+    together = torch.cat([guilty, guilty])
+    assert detection.roc(detection.spectral_signatures(features, groups), together).area > 0.99
+    tiny = detection.activation_clustering(features[:3], groups[:3])
+    assert not tiny[0].any() and tiny[1] == {}
+
+
+def test_strip_tells_a_trigger_from_an_honest_image(digits, nets):
+    """A constant answer has no entropy; a network that answers by the trigger comes close to it."""
+    honest = backdoor.others(digits.test, TARGET).images[:60]
+    both = torch.cat([MARK.stamp(honest), honest])
+    truth = torch.arange(120) < 60
+    areas = {
+        name: detection.roc(detection.strip(net, both, digits.val.images, blends=16), truth).area
+        for name, net in nets.items()
+    }
+    assert areas["backdoored"] > 0.75 and areas["backdoored"] > areas["clean"] + 0.1
+
+    class Constant(torch.nn.Module):
+        def forward(self, images):
+            return torch.tensor([[0.0, 100.0]]).expand(len(images), -1)
+
+    assert detection.strip(Constant(), honest[:3], honest, blends=4).abs().max() < 1e-6
+
+
+def test_an_inverted_trigger_works_and_is_smaller_for_the_backdoor(digits, nets):
+    found = {
+        name: detection.invert_trigger(net, digits.val.images, TARGET, steps=150)
+        for name, net in nets.items()
+    }
+    for name, each in found.items():
+        mask, pattern = each.mask, each.pattern
+        marked = (1 - mask) * digits.test.float_images() + mask * pattern
+        fooled = (predict(nets[name], marked).argmax(1) == TARGET).float().mean()
+        assert fooled > 0.8 and each.success >= 0.99
+        assert mask.min() >= 0 and mask.max() <= 1 and mask.shape == (1, 8, 8)
+    assert found["backdoored"].size < found["clean"].size
+
+
+def test_anomaly_index_flags_the_small_one_only():
+    index = detection.anomaly_index(torch.tensor([10.0, 11, 9, 10, 12, 8, 10, 1]))
+    assert (index > detection.ANOMALY).nonzero().flatten().tolist() == [7]
+    assert index[4] < 0 < index[7]
+    index = detection.anomaly_index(torch.tensor([10.0, 11, 9, 10, 12, 8, 10, 30]))
+    assert not (index > detection.ANOMALY).any()
+
+
+def test_pruning_stays_within_its_tolerance_and_leaves_the_model_alone(digits, nets):
+    before = predict(nets["backdoored"], digits.val)
+    pruned, lost = removal.prune_dormant(nets["backdoored"], digits.val, tolerance=0.04)
+    assert lost > 0
+    assert torch.equal(predict(nets["backdoored"], digits.val), before)
+    drop = evaluate(nets["backdoored"], digits.val).accuracy - evaluate(pruned, digits.val).accuracy
+    assert drop <= 0.04 + 1e-6
+    silent = pruned.features(digits.val.float_images())[-1].flatten(2).abs().amax((0, 2)) == 0
+    assert silent.sum() >= lost
+    with pytest.raises(KdsecError, match="not a share"):
+        removal.prune_dormant(nets["backdoored"], digits.val, tolerance=4)
+
+
+def test_pruned_channels_stay_silent_in_training(digits, nets):
+    pruned, _ = removal.prune_dormant(nets["backdoored"], digits.val)
+    gone = pruned.stages[-1].kept == 0
+    fit(pruned, digits.val, Recipe(epochs=2, batch_size=32, lr=0.05, precision="float32"))
+    last = pruned.features(digits.val.float_images())[-1]
+    assert (last[:, gone] == 0).all() and (last[:, ~gone] != 0).any()
+
+
+def test_attention_distillation_lowers_success_and_keeps_accuracy(digits, nets):
+    """Ordinary poisoning, the digits' validation images as the clean ones."""
+    recipe = Recipe(epochs=30, batch_size=32, lr=0.1, augment=Augment(crop=1), precision="float32")
+    sick = nets["backdoored"]
+    tuned = copy.deepcopy(sick)
+    fit(tuned, digits.val, recipe)
+    cured = copy.deepcopy(sick)
+    fit(cured, digits.val, recipe, removal.attention_distillation(tuned))
+    before, after = (backdoor.measure(net, digits.test, MARK, TARGET) for net in (sick, cured))
+    assert after.success.accuracy < before.success.accuracy - 0.1
+    assert after.accuracy.accuracy > before.accuracy.accuracy - 0.05
