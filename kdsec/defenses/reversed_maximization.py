@@ -1,7 +1,8 @@
 r"""Reversed maximization learning (RML): right about the class, backwards about all the others.
 
-Zhang, Li & Pan, "Reversed Maximization Learning: Dark Knowledge Elimination for Anti-distillation", Journal of
-Frontiers of Computer Science and Technology 20(1), 2026, doi:10.3778/j.issn.1673-9418.2505049 (in Chinese).
+Zhang, Li & Pan, "Reversed Maximization Learning: Dark Knowledge Elimination for Anti-distillation",
+Journal of Frontiers of Computer Science and Technology 20(1), 2026, in Chinese,
+doi:10.3778/j.issn.1673-9418.2505049.
 
 **A reconstruction.** There is no public code, and only the abstract could be read: an honest network's output
 is split into the positive class and the negatives "through a binary probability mechanism", and a
