@@ -106,7 +106,8 @@ def _of(result: dict[str, Any]) -> str:
         case {"attack_seconds": ours, "bare_seconds": theirs}:
             return f"{ours:.2f} s to {theirs:.2f} s for the passes alone"
         case _:
-            return f"{result['allowed_seconds']:.0f} s allowed to the slowest chapter's {result['seconds']:.1f} s"
+            allowed, taken = result["allowed_seconds"], result["seconds"]
+            return f"{allowed:.0f} s allowed to {taken:.1f} s taken by the slowest chapter"
 
 
 if __name__ == "__main__":

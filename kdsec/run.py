@@ -43,6 +43,7 @@ class Run:
         records: the rows measured so far.
         out: folder for the records, or None to keep them in memory.
         overrides: settings changed from the profile's.
+        threads: what ``finish`` sets the number of threads back to.
     """
 
     chapter: str
@@ -55,6 +56,7 @@ class Run:
     cache: Cache
     out: pathlib.Path | None
     overrides: dict[str, Any]
+    threads: int = field(default_factory=torch.get_num_threads)
     started: float = field(default_factory=time.monotonic)
 
     def build(self, name: str) -> nn.Module:
@@ -97,8 +99,12 @@ class Run:
     def finish(self) -> pathlib.Path | None:
         """Write records and provenance to ``out`` (if given) and say how many rows there are."""
         print(f"{len(self.records)} records of {self.chapter}, profile {self.profile}, seed {self.seed}")
-        if self.out is None:
-            return None
+        path = None if self.out is None else self.records.save(self.out, self._facts())
+        torch.set_num_threads(self.threads)
+        return path
+
+    def _facts(self) -> dict[str, Any]:
+        """Where the records come from."""
         facts = provenance(
             device=self.device,
             seconds=time.monotonic() - self.started,
@@ -112,7 +118,7 @@ class Run:
             "from_cache": self.cache.hits,
             "seconds": round(self.cache.seconds, 1),
         }
-        return self.records.save(self.out, facts)
+        return facts
 
 
 def start(
@@ -127,15 +133,23 @@ def start(
     """Open a chapter: check every argument, read its data, say what will run.
 
     Raises:
-        KdsecError: unknown chapter, profile, device or setting; a seed that is not a whole number >= 0; a GPU
-            asked for where there is none; data that is neither here nor to be had.
+        KdsecError: unknown chapter, profile, device or setting; an ``out`` that is no path; a seed that is
+            not a whole number >= 0; a GPU asked for where there is none; data that is neither here nor to be
+            had.
     """
+    if not isinstance(overrides or {}, Mapping):
+        raise KdsecError(
+            f"overrides={overrides!r} must be a dictionary of settings, such as {{'alpha': 0.5}}"
+        )
+    if not isinstance(out, str | os.PathLike | None):
+        raise KdsecError(f"out={out!r} must be the path of a folder, or None to write nothing")
     settings = chapters.settings(chapter, profile, overrides)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         # PyTorch's generator on the CPU looks at 32 bits: 2**32 would be seed 0 again, unnoticed.
         raise KdsecError(f"seed={seed!r} must be a whole number from 0 to {2**32 - 1}")
     target = resolve_device(device)
     splits = data.load(settings.dataset, validation=settings.validation, seed=seed, device=target)
+    threads = torch.get_num_threads()
     if splits.train.images[0, 0].numel() <= 64:
         torch.set_num_threads(1)  # on 8x8 images a second thread costs more than it gains
     torch.manual_seed(seed)  # for code in exercises that draws from the global generator
@@ -154,6 +168,7 @@ def start(
         cache=Cache(fresh=os.environ.get("KDSEC_FRESH") == "1"),
         out=None if out is None else pathlib.Path(out),
         overrides=dict(overrides or {}),
+        threads=threads,
     )
 
 

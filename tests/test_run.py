@@ -61,6 +61,13 @@ def weights(model):
         ({"overrides": {"recipe": {"epochs": 1}}}, "wrong type.*Recipe"),
         ({"overrides": {"dataset": "cifar"}}, "did you mean 'cifar10'"),
         ({"overrides": {"validation": 1}}, "validation=1 must lie between 0 and 1"),
+        ({"overrides": {"temperature": -1}}, "temperature=-1 must be above 0"),
+        ({"overrides": {"alpha": 1.5}}, "alpha=1.5 must be between 0 and 1"),
+        ({"overrides": {"student_steps": -5}}, "student_steps=-5 must be 1 or more"),
+        ({"overrides": {"queries": ("a",)}}, "entry='a' has the wrong type.*int"),
+        ({"overrides": {"queries": ()}}, "queries is empty"),
+        ({"overrides": ["alpha"]}, "must be a dictionary of settings"),
+        ({"out": 5}, "out=5 must be the path of a folder"),
     ],
 )
 def test_mistakes_are_found_at_the_start_in_one_line(arguments, message, capsys):
@@ -214,6 +221,18 @@ def test_finish_writes_records_with_their_provenance(tmp_path, capsys):
     assert about["overrides"] == {"owner": 100} and about["settings"]["owner"] == 100
     assert about["machine"]["device"] == "cpu" and about["seconds"] >= 0
     assert sorted(each.name for each in path.parent.iterdir()) == ["seed5.csv", "seed5.json"]
+
+
+def test_finish_gives_the_threads_back(capsys):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run = start("opening")
+        assert torch.get_num_threads() == 1
+        run.finish()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_without_out_nothing_is_written(tmp_path, monkeypatch):

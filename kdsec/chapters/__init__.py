@@ -45,6 +45,9 @@ CHAPTERS = {
 def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """The frozen settings of ``chapter`` at ``profile``, with single fields overridden.
 
+    At the ``paper`` profile another data set brings the settings along that its papers use with it, where the
+    chapter's module has them in ``COMPANIONS``; what is overridden by name stays as given.
+
     Raises:
         KdsecError: unknown chapter, profile or field, or a value of the wrong type.
     """
@@ -60,7 +63,10 @@ def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = N
             [field.name for field in dataclasses.fields(base)],
         )
         _check_type(name, value, types_of[name])
-    return dataclasses.replace(base, **(overrides or {}))
+    chosen = dict(overrides or {})
+    if profile == "paper":
+        chosen = getattr(module, "COMPANIONS", {}).get(chosen.get("dataset"), {}) | chosen
+    return dataclasses.replace(base, **chosen)
 
 
 def _check_type(name: str, value: Any, kind: Any) -> None:
@@ -71,6 +77,10 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         fits = False
     else:
         fits = isinstance(value, plain) or (float in plain and isinstance(value, int))
+    if fits and isinstance(value, tuple):
+        entry = typing.get_args(next(each for each in allowed if typing.get_origin(each) is tuple))[0]
+        for item in value:
+            _check_type(f"{name}: entry", item, entry)
     if not fits:
         wanted = " or ".join(getattr(each, "__name__", str(each)) for each in plain)
         raise KdsecError(f"setting {name}={value!r} has the wrong type, it must be: {wanted}")

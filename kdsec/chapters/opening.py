@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from kdsec import models
+from kdsec.chapters.checks import check
 from kdsec.data import DATASETS, Augment
 from kdsec.errors import choose
 from kdsec.train import Recipe
@@ -48,6 +49,13 @@ class Opening:
         choose("surrogate", self.surrogate, ("noise", *DATASETS))
         for model in (self.teacher, self.student):
             choose("model", model, models.names())
+        check(
+            self,
+            positive=("temperature",),
+            shares=("alpha", "smoothing"),
+            counts=("owner", "queries", "student_steps"),
+            filled=("queries",),
+        )
 
     def student_recipe(self, images: int) -> Recipe:
         """The same number of steps for every student: on fewer images, more epochs."""
