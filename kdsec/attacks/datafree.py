@@ -24,9 +24,10 @@ from kdsec.attacks.evasion import autocast
 from kdsec.distill import check_temperature
 from kdsec.errors import KdsecError, choose
 from kdsec.progress import track
-from kdsec.train import CHECK_EVERY, PRECISIONS, predict
+from kdsec.train import CHECK_EVERY, predict
 
 TARGETS = ("kl", "l1", "decision")
+PRECISIONS = ("float32", "bf16")  # fp16 would need a scaler for each of the players
 SHOWN = 256  # images that an attack returns if it keeps no pool
 
 
@@ -72,7 +73,7 @@ class Generator(nn.Module):
 
     def forward(self, noise: Tensor) -> Tensor:
         images: Tensor = self.layers(self.first(noise).view(-1, *self.start))
-        return images
+        return images.float()
 
 
 def disagreement(student: Tensor, teacher: Tensor, target: str, temperature: float = 1.0) -> Tensor:
@@ -116,7 +117,7 @@ class DFAD:
         student_lr, generator_lr: peak rates of SGD with momentum 0.9 and of Adam; both anneal to zero.
         weight_decay: of the student.
         latent, width: of the generator.
-        precision: as in ``Recipe``, but for fp16, which would need a scaler.
+        precision: ``float32`` or ``bf16``.
     """
 
     rounds: int = 25_000
@@ -165,7 +166,8 @@ class DFAD:
                 return images
 
             def gap(images: Tensor) -> Tensor:
-                answers = teacher(images)
+                with torch.set_grad_enabled(images.requires_grad):  # the student's step needs none through it
+                    answers = teacher(images)
                 return disagreement(student(images), answers, self.target, self.temperature).mean()
 
             student.train()
@@ -193,7 +195,7 @@ def check_settings(attack: object) -> None:
     """Refuse what no attack can run with: see the message."""
     settings = vars(attack)
     choose("target", settings["target"], TARGETS)
-    choose("precision", settings["precision"], [name for name in PRECISIONS if name != "fp16"])
+    choose("precision", settings["precision"], PRECISIONS)
     check_temperature(settings["temperature"])
     for name in ("rounds", "student_steps", "generator_steps", "latent"):
         if settings[name] < 1:

@@ -42,7 +42,8 @@ class Statistics:
     .. math:: \sum_l \|\mu_l - \hat\mu_l\|_2 + \|\sigma_l^2 - \hat\sigma_l^2\|_2
 
     over the layers l, between the stored means and variances and those of the batch (blended with the batches
-    before, as one small batch cannot show every class). Use in a ``with`` block: it hooks into the layers.
+    before, as one small batch cannot show every class). Use in a ``with`` block: it hooks into the layers,
+    and looks wherever gradients are on.
 
     Args:
         network: with batch normalisation that stores statistics; a view of one will do.
@@ -81,6 +82,8 @@ class Statistics:
             self.hooks.pop().remove()
 
     def _look(self, index: int, layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        if not torch.is_grad_enabled():
+            return  # a question that only wants the answer
         features = inputs[0].float()
         over = [axis for axis in range(features.ndim) if axis != 1]
         variance, mean = torch.var_mean(features, dim=over, correction=0)
@@ -139,7 +142,7 @@ class FastDFKD:
         weight_decay: of the student.
         latent, width: of the generator.
         augment: of the student's images.
-        precision: as in ``Recipe``, but for fp16, which would need a scaler.
+        precision: ``float32`` or ``bf16``.
         compile: run generator, teacher and student through ``torch.compile`` while drawing. The same compiled
             step serves all rounds.
     """
@@ -262,14 +265,11 @@ class Artist:
             self.generator.load_state_dict(self.start.state_dict())
         noise = torch.randn(plan.batch_size, plan.latent, device=device).requires_grad_()
         wanted = torch.randint(self.classes, (plan.batch_size,), device=device)
-        optimizer = torch.optim.Adam(
-            [
-                {"params": list(self.generator.parameters())},
-                {"params": [noise], "lr": plan.noise_lr},
-            ],
-            plan.generator_lr,
-            betas=(0.5, 0.999),
-        )
+        moved: list[dict[str, Any]] = [
+            {"params": list(self.generator.parameters())},
+            {"params": [noise], "lr": plan.noise_lr},
+        ]
+        optimizer = torch.optim.Adam(moved, plan.generator_lr, betas=(0.5, 0.999))
         best, lowest = torch.empty(0), math.inf
         for attempt in range(plan.generator_steps):
             images, cost = self.cost(noise, wanted, adversary)
@@ -301,5 +301,6 @@ class Artist:
 
     def _lead_on(self) -> None:
         """Add the working copy's gradients to the starting point's (first-order MAML)."""
-        for start, weight in zip(self.start.parameters(), self.generator.parameters(), strict=True):
-            start.grad = weight.grad if start.grad is None else start.grad + weight.grad
+        gradients: list[Any] = [weight.grad for weight in self.generator.parameters()]
+        for start, gradient in zip(self.start.parameters(), gradients, strict=True):
+            start.grad = gradient if start.grad is None else start.grad + gradient
