@@ -14,7 +14,7 @@ images set aside from the thief's own (``best_thief``); the test accuracy of tha
 reported.
 
 Most thieves are plain distillation from a *view* of the teacher, which asks it and repairs the answer:
-``kdsec.attacks.views``.
+``kdsec.attacks.views``, and ``kdsec.attacks.unreversal`` for thieves who suspect reversed negatives.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsec.attacks.skeptical import Branched, SkepticalLoss
+from kdsec.attacks.unreversal import class_means_negated, inverse, power, sign_detected
 from kdsec.attacks.views import averaged, class_mean_removed, keep_top, linear_map, mean_removed
 from kdsec.data import UNLABELLED, ImageSet
 from kdsec.distill import KD, AttentionTransfer, HardLabels, teacher_labels
@@ -175,6 +176,11 @@ THIEVES: dict[str, Thief] = {
     "class means removed": Thief(partial(soft_labels, view=class_mean_removed)),
     "linear map": Thief(partial(soft_labels, view=linear_map), needs_labels=True),
     "averaged over shifts": Thief(partial(soft_labels, view=averaged)),
+    "negatives negated": Thief(partial(soft_labels, view=partial(inverse, reading="negate"))),
+    "ranks reversed": Thief(partial(soft_labels, view=partial(inverse, reading="rank"))),
+    "complement undone": Thief(partial(soft_labels, view=partial(inverse, reading="complement"))),
+    "class means negated": Thief(partial(soft_labels, view=class_means_negated)),
+    "sign detected": Thief(partial(soft_labels, view=sign_detected)),
     "skeptical student": Thief(skeptical),
     "features": Thief(features, white_box=True),
 }
@@ -187,6 +193,21 @@ def sweep(
     return {
         f"T={temperature:g}, alpha={alpha:g}": partial(thief, temperature=temperature, alpha=alpha)
         for temperature, alpha in itertools.product(temperatures, alphas)
+    }
+
+
+def powers(exponents: Iterable[float], temperature: float = 4.0) -> dict[str, Thief]:
+    """Thieves who raise the negatives to a signed power, by the name ``power -1``; 1 is soft labels.
+
+    Args:
+        exponents: s, see ``kdsec.attacks.unreversal.Power``.
+        temperature: at which the decision keeps its probability.
+    """
+    return {
+        f"power {exponent:g}": Thief(
+            partial(soft_labels, view=partial(power, exponent=exponent, temperature=temperature))
+        )
+        for exponent in exponents
     }
 
 

@@ -37,3 +37,39 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     which = (confidence * bins).long().clamp(max=bins - 1)
     gap = (decision == labels).float() - confidence
     return torch.zeros(bins, device=gap.device).index_add(0, which, gap).abs().sum().item() / len(labels)
+
+
+def top_accuracy(logits: Tensor, labels: Tensor, k: int = 5) -> float:
+    """Share of images whose label is among the ``k`` largest logits; logits ``(N, K)``, labels ``(N,)``.
+
+    Raises:
+        KdsecError: k is not between 1 and the number of classes.
+    """
+    if not 1 <= k <= logits.shape[1]:
+        raise KdsecError(f"k={k} of {logits.shape[1]} classes; choose 1 to {logits.shape[1]}")
+    return (logits.topk(k, dim=1).indices == labels[:, None]).any(1).float().mean().item()
+
+
+def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
+    """Mean of minus the log-probability of the label, in nats; no class counts as less likely than e^-50."""
+    log_p = logits.float().log_softmax(1).gather(1, labels[:, None])
+    return -log_p.clamp(min=-50).mean().item()
+
+
+def brier_score(logits: Tensor, labels: Tensor) -> float:
+    """Mean squared distance of the probabilities from the one-hot label, from 0 to 2 (Brier 1950)."""
+    p = logits.float().softmax(1)
+    return (p.square().sum(1) - 2 * p.gather(1, labels[:, None])[:, 0] + 1).mean().item()
+
+
+def selective_risk(logits: Tensor, labels: Tensor) -> float:
+    """Area under the risk-coverage curve (Geifman et al. 2019, arXiv 1805.08206), from 0 to 1.
+
+    Answer only the most confident images and count the share of wrong answers among them: this is the mean of
+    that share over every possible number of answers. Low is good; a teacher whose confidence says nothing
+    about its errors has its plain error rate.
+    """
+    confidence, decision = logits.float().softmax(1).max(1)
+    order = confidence.argsort(descending=True, stable=True)
+    wrong = (decision != labels)[order].double().cumsum(0)
+    return (wrong / torch.arange(1, len(wrong) + 1, device=wrong.device)).mean().item()
