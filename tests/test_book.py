@@ -42,12 +42,12 @@ book = _script("build")
 
 EXERCISE = """
 ```{exercise} A small one
-:label: ex-tiny
+:label: LABEL
 
 What is $\\sigma_\\tau(z)$ when $\\tau \\to \\infty$?
 ```
 
-```{solution} ex-tiny
+```{solution} LABEL
 :class: dropdown
 
 $$\\lim_{\\tau \\to \\infty} \\sigma_\\tau(z)_k = \\frac{1}{K}, \\qquad
@@ -76,6 +76,8 @@ def notebook(
 ) -> nbformat.NotebookNode:
     """An executed chapter with one of everything."""
     v4 = nbformat.v4
+    # Labels are the book's, not the page's: every chapter has its own.
+    exercise = EXERCISE.replace("LABEL", "ex-" + re.sub(r"\W+", "-", title.lower()))
     cells_in_row = "".join(f"<th>quite a long heading {k}</th>" for k in range(12))
     table = TABLE.format(cells_in_row, cells_in_row.replace("th>", "td>"))
     code = [
@@ -90,7 +92,7 @@ def notebook(
     for count, cell in enumerate(code, start=1):
         cell.execution_count = count
     top = v4.new_markdown_cell(f"# {title}\n\nA peculiarword, and $a^2+b^2=c^2$.")
-    cells = [top, *code, v4.new_markdown_cell(EXERCISE)]
+    cells = [top, *code, v4.new_markdown_cell(exercise)]
     language = {"name": "python", "pygments_lexer": "ipython3"}
     return v4.new_notebook(cells=cells, metadata={"language_info": language})
 
