@@ -45,7 +45,7 @@ book: $(STAMP)
 	@$(PY) book/build.py
 
 test: lint
-	@$(PY) -m pytest -m 'not slow' --nbval --nbval-current-env tests notebooks
+	@$(PY) -m pytest -m 'not slow' --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg tests notebooks
 
 slow: $(STAMP)
 	@$(PY) -m pytest -m slow tests

@@ -246,24 +246,27 @@ def test_the_pool_holds_every_round(digits, teacher):
 
 
 def test_drawn_images_are_of_the_class_asked_for(digits, teacher):
-    """The one-hot term alone: after some rounds the teacher sees every class, with confidence."""
-    attack = FastDFKD(
-        rounds=8,
-        warmup=7,
-        student_steps=1,
-        generator_steps=10,
-        batch_size=64,
-        latent=16,
-        width=16,
-        class_weight=1.0,
-        statistics_weight=0.0,
-        generator_lr=0.01,
-    )
-    images = attack(build(digits), teacher, SHAPE)[-64:]
-    with torch.no_grad():
-        p = teacher(images.float() / 255).softmax(1)
-    assert len(p.argmax(1).unique()) == 10
-    assert p.amax(1).mean() > 0.7
+    """The one-hot term alone: the teacher comes to see every class; without the term, hardly two."""
+    seen = {}
+    for weight in (0.0, 1.0):
+        attack = FastDFKD(
+            rounds=8,
+            warmup=7,
+            student_steps=1,
+            generator_steps=10,
+            batch_size=64,
+            latent=16,
+            width=16,
+            class_weight=weight,
+            statistics_weight=0.0,
+            generator_lr=0.01,
+        )
+        images = attack(build(digits), teacher, SHAPE)[-64:]
+        with torch.no_grad():
+            seen[weight] = teacher(images.float() / 255).softmax(1)
+    assert len(seen[0.0].argmax(1).unique()) < 5
+    assert len(seen[1.0].argmax(1).unique()) == 10
+    assert seen[1.0].amax(1).mean() > 0.5
 
 
 def test_drawing_with_statistics_comes_nearer(digits, teacher):

@@ -6,6 +6,7 @@ each, and expect ``pytest --nbval`` to say no.
 
 from __future__ import annotations
 
+import configparser
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
@@ -188,6 +190,7 @@ def nbval(folder: pathlib.Path, change: Callable[[Any], None]) -> subprocess.Com
     copy = folder / OPENING.name
     nbformat.write(notebook, copy)
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-x", "-q"]
+    command.append(f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval.cfg'}")
     environment = {
         **{name: value for name, value in os.environ.items() if name != "MPLBACKEND"},
         "PYTHONPATH": str(ROOT),
@@ -203,6 +206,15 @@ def nbval(folder: pathlib.Path, change: Callable[[Any], None]) -> subprocess.Com
         text=True,
         timeout=280,
     )
+
+
+def test_figures_are_compared_without_their_size() -> None:
+    """A figure of recorded runs grows with every profile recorded: that is no mistake in a notebook."""
+    rules = configparser.ConfigParser()
+    rules.read(ROOT / "tests" / "nbval.cfg")
+    rule, said = rules["figures"], repr(plt.figure(figsize=(3, 2)).add_subplot().figure)
+    assert re.sub(rule["regex"], rule["replace"], said) == rule["replace"]
+    assert "tests/nbval.cfg" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.slow
