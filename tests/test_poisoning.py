@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdsec import chapters, data, models
-from kdsec.attacks import backdoor, poisoning
-from kdsec.attacks.poisoning import Crafting, craft, distillation, implant, poison, random_signs
-from kdsec.attacks.triggers import CORNERS, Trigger, trigger
+from kdsec.attacks import backdoor, crafting, poisoning
+from kdsec.attacks.crafting import Crafting, craft
+from kdsec.attacks.poisoning import distillation, implant, poison, random_signs
+from kdsec.attacks.triggers import CORNERS, Trigger, to_bytes, trigger
 from kdsec.data import UNLABELLED, Augment
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError
@@ -79,7 +80,7 @@ def test_the_same_pixels_in_training_and_at_test_time():
     covered = MARK.mask == 1
     assert (stamped[:, covered] == stamped[0, covered]).all()
     assert torch.equal(MARK.stamp(stamped), stamped)
-    assert torch.equal(poisoning.to_bytes(MARK.stamp(to_float(images))), stamped)
+    assert torch.equal(to_bytes(MARK.stamp(to_float(images))), stamped)
 
 
 @given(st.integers(1, 100), st.integers(0, 3))
@@ -128,6 +129,7 @@ WAYS = {
     "alternating": {"mode": "alternating"},
     "unbounded": {"mode": "unbounded"},
     "odd budget": {"eps": 0.2994, "step_size": 0.0331},
+    "views": {"views": 2, "augment": Augment(crop=1, flip=True)},
 }
 
 
@@ -167,6 +169,34 @@ def test_batches_do_not_change_a_poison(teacher, parts):
     assert (whole.images.int() - halves.images.int()).abs().float().mean() < 0.5
 
 
+def test_poisons_made_for_views_outlive_augmentation(teacher, parts):
+    """The attacker who knows that the victim asks about augmented images: same budget, more labels kept."""
+    originals = parts[1].subset(parts[1].labels != TARGET).subset(slice(0, 60))
+    how = dataclasses.replace(HOW, stop_early=False)
+    prepared = dataclasses.replace(how, views=4, augment=Augment(crop=1))
+    kept = {}
+    for each in (how, prepared):
+        found = craft(teacher, originals.images, MARK, TARGET, each)
+        poisons = originals.replace(images=found.images)
+        kept[each.views] = backdoor.label_survival(teacher, poisons, TARGET, Augment(crop=1)).accuracy
+        assert torch.equal(found.images, craft(teacher, originals.images, MARK, TARGET, each).images)
+    assert kept[4] > kept[0] + 0.1, kept
+
+
+def test_a_view_is_one_that_training_may_show():
+    """Every view of the crafting is a crop, and perhaps a flip, of the padded image."""
+    images = torch.rand(1, 1, 4, 5)
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
+    allowed = [padded[..., top : top + 4, left : left + 5] for top in range(3) for left in range(3)]
+    allowed += [view.flip(3) for view in allowed]
+    generator = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(200):
+        view = crafting.view(images, Augment(crop=1, flip=True), generator)
+        seen.add(next(i for i, each in enumerate(allowed) if torch.equal(each, view)))
+    assert len(seen) == 18
+
+
 def test_unbounded_rounds_leave_the_budget_of_one(teacher, parts):
     """That is why the package tells the two apart: the paper's wording allows both."""
     originals = parts[1].images[parts[1].labels != TARGET][:60]
@@ -199,6 +229,8 @@ def test_a_blended_trigger_is_not_blended_twice(teacher, parts):
         ({"confidence": 1.0}, "not a probability"),
         ({"method": "bim"}, "unknown crafting method"),
         ({"mode": "both"}, "unknown crafting mode"),
+        ({"views": 4}, "give augment a crop or a flip"),
+        ({"views": -1, "augment": Augment(crop=1)}, "views=-1"),
     ],
 )
 def test_impossible_crafting_is_refused(change, message):

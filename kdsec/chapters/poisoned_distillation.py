@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from kdsec import models
-from kdsec.attacks.poisoning import Crafting
+from kdsec.attacks.crafting import Crafting
 from kdsec.data import DATASETS, Augment
 from kdsec.data.names import CLASS_NAMES
 from kdsec.distill import check_temperature
@@ -28,7 +28,7 @@ class PoisonedDistillation:
         distill: images of the distillation set; none of them the owner's.
         clean: clean labelled images that the victim keeps for curing a student; in neither set.
         target: the class that the trigger shall mean.
-        trigger: name of the main trigger, see ``kdsec.attacks.poisoning.trigger``.
+        trigger: name of the main trigger, see ``kdsec.attacks.triggers.trigger``.
         rate: poisons as a share of the whole distillation set.
         crafting: how the poisons are made.
         temperature: T of the main experiments.
