@@ -86,6 +86,22 @@ class Run:
         key = [make, args, options]
         return self.cache.tensors(f"{self.chapter}-{label}", key, self.device, compute)["tensor"]
 
+    def steal(
+        self, arm: str, attack: Callable[..., Tensor], student: nn.Module, teacher: nn.Module
+    ) -> Tensor:
+        """Train ``student`` by a data-free ``attack`` on ``teacher``, once; returns the images it drew."""
+
+        def compute() -> dict[str, Tensor]:
+            images = attack(student, teacher, self.data.train.shape, seed=self.seed)
+            return {**student.state_dict(), "drawn images": images}
+
+        key = [attack, student, teacher, self.seed]
+        made = self.cache.tensors(f"{self.chapter}-{arm}", key, self.device, compute)
+        images = made.pop("drawn images")
+        student.load_state_dict(made)
+        student.eval()
+        return images
+
     def score(self, arm: str, name: str, model: nn.Module, **setting: Any) -> Score:
         """Record validation and test accuracy of a trained model, and return the test score."""
         for part, metric in (

@@ -39,6 +39,7 @@ CHAPTERS = {
         Chapter("opening", 1, "Distillation, and how it steals"),
         Chapter("sparse-teacher", 2, "The adversarial sparse teacher"),
         Chapter("poisoned-distillation", 3, "A clean teacher, poisoned images, a backdoored student"),
+        Chapter("reversed-maximization", 4, "Reversed maximization, and thieves without data"),
     )
 }
 

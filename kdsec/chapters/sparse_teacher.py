@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from kdsec import models
 from kdsec.attacks.stealing import THIEVES
 from kdsec.chapters.checks import check
+from kdsec.chapters.schedules import same_steps
 from kdsec.data import DATASETS, Augment
 from kdsec.errors import choose
 from kdsec.train import Recipe
@@ -105,14 +105,8 @@ class SparseTeacher:
         return self.fast if self.fast and self.schedule == "fast" else self.recipe
 
     def student_recipe(self, images: int) -> Recipe:
-        """The same number of steps for every student: on fewer images, more epochs.
-
-        Where the schedule is stepwise, its milestones keep their place in the training.
-        """
-        recipe = self.training
-        epochs = max(1, round(self.student_steps / max(1, images // recipe.batch_size)))
-        milestones = tuple(round(each * epochs / recipe.epochs) for each in recipe.milestones)
-        return dataclasses.replace(recipe, epochs=epochs, milestones=milestones)
+        """Of every student: as many steps on few images as on many."""
+        return same_steps(self.training, self.student_steps, images)
 
 
 _EVERY_THIEF = tuple(name for name, thief in THIEVES.items() if not thief.needs_labels)

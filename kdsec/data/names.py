@@ -1,4 +1,4 @@
-"""Class names of every data set, in label order."""
+"""Class names of every data set, in label order, and which classes belong together."""
 
 _DIGITS = tuple("0123456789")
 _FASHION = (
@@ -136,4 +136,37 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "cifar100": tuple(name.replace("-", " ") for name in _CIFAR100),
     "gtsrb": tuple(f"sign {label}" for label in range(43)),
     "tiny-imagenet": tuple(f"class {label}" for label in range(200)),
+}
+
+# Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images": the twenty super-classes.
+_CIFAR100_GROUPS = {
+    "aquatic mammals": "beaver, dolphin, otter, seal, whale",
+    "fish": "aquarium fish, flatfish, ray, shark, trout",
+    "flowers": "orchid, poppy, rose, sunflower, tulip",
+    "food containers": "bottle, bowl, can, cup, plate",
+    "fruit and vegetables": "apple, mushroom, orange, pear, sweet pepper",
+    "household electrical devices": "clock, keyboard, lamp, telephone, television",
+    "household furniture": "bed, chair, couch, table, wardrobe",
+    "insects": "bee, beetle, butterfly, caterpillar, cockroach",
+    "large carnivores": "bear, leopard, lion, tiger, wolf",
+    "large man-made outdoor things": "bridge, castle, house, road, skyscraper",
+    "large natural outdoor scenes": "cloud, forest, mountain, plain, sea",
+    "large omnivores and herbivores": "camel, cattle, chimpanzee, elephant, kangaroo",
+    "medium-sized mammals": "fox, porcupine, possum, raccoon, skunk",
+    "non-insect invertebrates": "crab, lobster, snail, spider, worm",
+    "people": "baby, boy, girl, man, woman",
+    "reptiles": "crocodile, dinosaur, lizard, snake, turtle",
+    "small mammals": "hamster, mouse, rabbit, shrew, squirrel",
+    "trees": "maple tree, oak tree, palm tree, pine tree, willow tree",
+    "vehicles 1": "bicycle, bus, motorcycle, pickup truck, train",
+    "vehicles 2": "lawn mower, rocket, streetcar, tank, tractor",
+}
+_CIFAR10_GROUPS = {
+    "vehicles": "airplane, automobile, ship, truck",
+    "animals": "bird, cat, deer, dog, frog, horse",
+}
+# Super-classes, for the data sets that have any.
+GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    dataset: {group: tuple(members.split(", ")) for group, members in groups.items()}
+    for dataset, groups in (("cifar10", _CIFAR10_GROUPS), ("cifar100", _CIFAR100_GROUPS))
 }

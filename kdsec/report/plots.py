@@ -45,6 +45,12 @@ ARM_COLOURS = {
     "nasty": RED,
     "stingy": GREEN,
     "AST": BLUE,
+    "negate": ORANGE,
+    "rank": PINK,
+    "uniform": SKY,
+    "complement": "#8C6D31",
+    "linear rank": YELLOW,
+    "copy": "#5A5A5A",
     # Students of clean and of poisoned images.
     "A clean": BLUE,
     "A clean, online": SKY,
@@ -208,19 +214,11 @@ def soft_labels(
 
 
 def class_matrix(ax: Axes, matrix: Tensor | np.ndarray, classes: Sequence[str], **options: Any) -> None:
-    """A K x K matrix of class against class, rows adding up to what they add up to; the diagonal left out."""
+    """A K x K matrix of class against class, the diagonal left out; ``options`` go to ``seaborn.heatmap``."""
     import seaborn as sns
 
     values = torch.as_tensor(matrix).double().cpu().numpy().copy()
     np.fill_diagonal(values, np.nan)
-    sns.heatmap(
-        values,
-        ax=ax,
-        xticklabels=classes,
-        yticklabels=classes,
-        cmap="cividis",
-        square=True,
-        linewidths=0.3,
-        **options,
-    )
+    looks = {"xticklabels": classes, "yticklabels": classes, "cmap": "cividis", "linewidths": 0.3}
+    sns.heatmap(values, ax=ax, square=True, **(looks | options))
     ax.tick_params(labelsize=8.5, length=0)
