@@ -184,7 +184,7 @@ PROFILES = {
             width=16,
             augment=Augment(crop=1),
         ),
-        drawn_from=("normal", "negate"),
+        drawn_from=("normal", "copy", "uniform", "negate"),
         datafree_targets=("soft labels", "hard labels"),
         recipe=Recipe(epochs=15, batch_size=64, lr=0.1, augment=Augment(crop=1), precision="float32"),
         student_steps=100,
@@ -227,7 +227,7 @@ PROFILES = {
         drawing=FastDFKD(
             rounds=50, warmup=10, student_steps=20, batch_size=128, latent=128, width=64, precision="bf16"
         ),
-        drawn_from=("normal", "negate"),
+        drawn_from=("normal", "uniform", "negate"),
         datafree_targets=("soft labels", "hard labels"),
         recipe=Recipe(epochs=10, batch_size=128, lr=0.2, augment=Augment(crop=4, flip=True)),
         student_steps=300,
