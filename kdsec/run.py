@@ -151,7 +151,7 @@ def start(
     Raises:
         KdsecError: unknown chapter, profile, device or setting; an ``out`` that is no path; a seed that is
             not a whole number >= 0; a GPU asked for where there is none; data that is neither here nor to be
-            had.
+            had, or less of it than the settings deal out.
     """
     if not isinstance(overrides or {}, Mapping):
         raise KdsecError(
@@ -165,6 +165,12 @@ def start(
         raise KdsecError(f"seed={seed!r} must be a whole number from 0 to {2**32 - 1}")
     target = resolve_device(device)
     splits = data.load(settings.dataset, validation=settings.validation, seed=seed, device=target)
+    if settings.training_images > len(splits.train):
+        raise KdsecError(
+            f"chapter {chapter} deals out {settings.training_images} training images with these settings and "
+            f"{settings.dataset} has {len(splits.train)} beside {len(splits.val)} for validation; lower the "
+            "settings that are numbers of images, or choose another data set"
+        )
     threads = torch.get_num_threads()
     if splits.train.images[0, 0].numel() <= 64:
         torch.set_num_threads(1)  # on 8x8 images a second thread costs more than it gains

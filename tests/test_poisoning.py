@@ -461,10 +461,8 @@ def test_impossible_settings_are_refused(overrides, message):
 
 
 @pytest.mark.parametrize("profile", chapters.PROFILES)
-def test_the_three_sets_of_images_fit_into_the_data(profile):
+def test_the_triggers_of_every_profile_fit_its_images(profile):
     at = chapters.settings("poisoned-distillation", profile)
-    total = {"digits": 1198, "cifar10": 50_000}[at.dataset]
-    assert at.owner + at.distill + at.clean <= total * (1 - at.validation)
     shape = {"digits": SHAPE, "cifar10": (3, 32, 32)}[at.dataset]
     for name in (at.trigger, *at.triggers):
         trigger(name, shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import re
 
@@ -266,13 +267,37 @@ def test_a_chapters_own_settings_pass_the_check_of_overrides(name):
         assert chapters.settings(name, profile, values) == settings
 
 
-@pytest.mark.parametrize("profile", chapters.PROFILES)
-def test_opening_names_nets_and_has_images_enough(profile):
-    settings = chapters.settings("opening", profile)
-    assert {settings.teacher, settings.student} <= set(models.names())
-    train = {"digits": 1078, "cifar10": 45_000}[settings.dataset]
-    assert settings.owner + max(settings.queries) <= train
-    assert list(settings.queries) == sorted(set(settings.queries))
+TRAINING_IMAGES = {
+    "digits": 1198,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "gtsrb": 39_209,
+    "tiny-imagenet": 100_000,
+}
+
+
+@pytest.mark.parametrize("name", chapters.CHAPTERS)
+def test_every_profile_and_companion_has_images_enough(name):
+    module = importlib.import_module(f"kdsec.chapters.{name.replace('-', '_')}")
+    plans = [(profile, {}) for profile in chapters.PROFILES]
+    plans += [("paper", {"dataset": dataset}) for dataset in getattr(module, "COMPANIONS", {})]
+    for profile, overrides in plans:
+        settings = chapters.settings(name, profile, overrides)
+        left = TRAINING_IMAGES[settings.dataset] * (1 - settings.validation)
+        assert 0 < settings.training_images <= left, (profile, overrides)
+
+
+def test_more_images_than_there_are_end_before_anything_is_trained(tmp_path):
+    with pytest.raises(KdsecError, match=r"deals out 1450 training images.* digits has 1078") as error:
+        start("opening", out=tmp_path, overrides={"owner": 1000})
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+def test_opening_names_nets():
+    for profile in chapters.PROFILES:
+        settings = chapters.settings("opening", profile)
+        assert {settings.teacher, settings.student} <= set(models.names())
+        assert list(settings.queries) == sorted(set(settings.queries))
 
 
 def test_overrides_do_not_stay():

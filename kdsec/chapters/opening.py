@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from kdsec import models
 from kdsec.chapters.checks import check
+from kdsec.chapters.schedules import same_steps
 from kdsec.data import DATASETS, Augment
 from kdsec.errors import choose
 from kdsec.train import Recipe
@@ -57,10 +57,14 @@ class Opening:
             filled=("queries",),
         )
 
+    @property
+    def training_images(self) -> int:
+        """How many are dealt out, to the owner and the thief."""
+        return self.owner + max(self.queries)
+
     def student_recipe(self, images: int) -> Recipe:
-        """The same number of steps for every student: on fewer images, more epochs."""
-        per_epoch = max(1, images // self.recipe.batch_size)
-        return dataclasses.replace(self.recipe, epochs=max(1, round(self.student_steps / per_epoch)))
+        """Of every student: as many steps on few images as on many."""
+        return same_steps(self.recipe, self.student_steps, images)
 
 
 PROFILES = {

@@ -88,6 +88,11 @@ class PoisonedDistillation:
             raise KdsecError(f"alpha={self.alpha}, alphas={self.alphas} must lie in [0, 1]")
 
     @property
+    def training_images(self) -> int:
+        """How many are dealt out: the owner's, the distillation set, and the victim's clean ones."""
+        return self.owner + self.distill + self.clean
+
+    @property
     def student_recipe(self) -> Recipe:
         """Of every student: the teacher's but for the epochs."""
         return dataclasses.replace(self.recipe, epochs=self.epochs)
@@ -178,4 +183,15 @@ PROFILES = {
         cleanse_steps=1_000,
         probes=2_000,
     ),
+}
+
+# At the paper profile: GTSRB has fewer images, and a mirrored traffic sign is another sign or none.
+COMPANIONS = {
+    "gtsrb": {
+        "owner": 16_000,
+        "distill": 16_000,
+        "clean": 2_000,
+        "recipe": Recipe(epochs=100, batch_size=128, lr=0.1, augment=Augment(crop=4)),
+        "cure": Recipe(epochs=20, batch_size=128, lr=0.05, augment=Augment(crop=4)),
+    },
 }

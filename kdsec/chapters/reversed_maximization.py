@@ -129,6 +129,11 @@ class ReversedMaximization:
                 f"away_weight={self.away_weight}, nasty_weights={self.nasty_weights}: they must be 0 or more"
             )
 
+    @property
+    def training_images(self) -> int:
+        """How many are dealt out, to the owner and the thief."""
+        return self.owner + self.theft
+
     def student_recipe(self, images: int) -> Recipe:
         """Of every student: as many steps on few images as on many."""
         return same_steps(self.recipe, self.student_steps, images)

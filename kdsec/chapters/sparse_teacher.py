@@ -104,6 +104,11 @@ class SparseTeacher:
         """How the teachers are trained, by the chosen schedule."""
         return self.fast if self.fast and self.schedule == "fast" else self.recipe
 
+    @property
+    def training_images(self) -> int:
+        """How many are dealt out, to the owner and the thief."""
+        return self.owner + self.theft
+
     def student_recipe(self, images: int) -> Recipe:
         """Of every student: as many steps on few images as on many."""
         return same_steps(self.training, self.student_steps, images)
@@ -116,7 +121,7 @@ PROFILES = {
         dataset="digits",
         validation=0.15,
         owner=640,
-        theft=512,
+        theft=378,
         few=0.1,
         teacher="digits-cnn",
         students=("digits-small", "digits-mlp"),
