@@ -151,7 +151,7 @@ PROFILES = {
         # Three of 180 images.
         allowed=0.02,
         nasty_temperature=4.0,
-        nasty_weights=(0.02,),
+        nasty_weights=(0.04,),
         stingy_keep=2,
         sparse_keep=2,
         sparse_temperature=6.0,
@@ -177,9 +177,9 @@ PROFILES = {
             "sign detected",
         ),
         powers=(),
-        game=DFAD(rounds=36, batch_size=64, latent=32, width=16, generator_lr=0.01),
+        game=DFAD(rounds=32, batch_size=64, latent=32, width=16, generator_lr=0.01),
         drawing=FastDFKD(
-            rounds=12,
+            rounds=11,
             warmup=3,
             student_steps=20,
             batch_size=64,
@@ -191,8 +191,8 @@ PROFILES = {
         ),
         drawn_from=("normal", "uniform", "negate"),
         datafree_targets=("soft labels", "hard labels"),
-        recipe=Recipe(epochs=12, batch_size=64, lr=0.1, augment=Augment(crop=1), precision="float32"),
-        student_steps=85,
+        recipe=Recipe(epochs=12, batch_size=64, lr=0.05, augment=Augment(crop=1), precision="float32"),
+        student_steps=64,
     ),
     "small": ReversedMaximization(
         dataset="cifar10",
