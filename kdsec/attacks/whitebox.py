@@ -51,6 +51,10 @@ def strongest(
     success and takes no further part, so that the cost falls as the attack succeeds. An image that is never
     fooled comes back as the attempt that came nearest.
 
+    This answers how often *this* model can be fooled. It is a poor way to make images for another one: those
+    that have only just crossed this model's boundary seldom cross another's. For grey-box and transfer
+    attacks take ``pgd``, which uses its whole budget to make the loss as large as it can.
+
     Args:
         model: attacked in eval mode, left in the mode it was in. For a defence, the *whole* of it.
         images: ``(N, C, H, W)`` in [0, 1], or bytes.
@@ -83,6 +87,8 @@ def strongest(
     best, stands = margin(logits, labels), logits.argmax(1) == labels
     for start, loss in itertools.product([*starts, *[None] * restarts], losses):
         left = stands.nonzero().squeeze(1)
+        if not len(left):
+            break
         for some in left.split(batch_size):
             ball = Ball(clean[some], eps, norm)
             begin = ball.random(generator) if start is None else ball.project(to_float(start)[some])
