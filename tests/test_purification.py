@@ -77,6 +77,7 @@ def purifier(seed=0, name="autoencoder-small", shape=SHAPE):
 def train(loss, on, recipe=PURIFIER, seed=0):
     model = purifier(seed)
     fit(model, on, recipe, loss, seed=seed)
+    model.zero_grad()
     return model
 
 
