@@ -315,11 +315,8 @@ def test_the_adversarial_teacher_restores_grey_box_accuracy(digits, net, attacke
     assert undefended < 0.1
     assert accuracy(defended, attacked["test"], digits.test.labels) > 0.5
     assert evaluate(defended, digits.test).accuracy > 0.9
-    error = [
-        F.mse_loss(images, digits.test.float_images()).item()
-        for images in (attacked["test"], predict_images(teacher, attacked["test"]))
-    ]
-    assert error[1] < 0.6 * error[0]
+    untrained = protect(purifier().eval(), net, SHAPE)
+    assert accuracy(untrained, attacked["test"], digits.test.labels) < 0.3
 
 
 def predict_images(model, images):
@@ -329,27 +326,25 @@ def predict_images(model, images):
 
 def test_white_box_accuracy_is_never_above_grey_box_accuracy(digits, net, attacked, teacher):
     """If it were, the attack would be broken, not the defence strong."""
-    images, labels = digits.test.images, digits.test.labels
+    images, labels = digits.test.images[:250], digits.test.labels[:250]
+    grey = attacked["test"][:250]
     for front in (teacher, Blur(0.6), nn.Identity()):
         defended = protect(front, net, SHAPE)
         white = strongest(defended, images, labels, eps=EPS, steps=20, restarts=1)
-        stands = {
-            name: answers(defended, each, labels)
-            for name, each in (("white", white), ("grey", attacked["test"]))
-        }
+        stands = {name: answers(defended, each, labels) for name, each in (("white", white), ("grey", grey))}
         assert not beyond_noise(stands["white"], stands["grey"])
-        worst = answers(defended, worst_case(defended, [white, attacked["test"]], labels), labels)
+        worst = answers(defended, worst_case(defended, [white, grey], labels), labels)
         assert not beyond_noise(worst, stands["white"])
     defended = protect(teacher, net, SHAPE)
     white = strongest(defended, images, labels, eps=EPS, steps=20, restarts=1)
-    assert accuracy(defended, white, labels) < accuracy(defended, attacked["test"], labels) - 0.2
+    assert accuracy(defended, white, labels) < accuracy(defended, grey, labels) - 0.2
 
 
 def test_an_unbounded_attack_leaves_nothing(digits, net, teacher):
-    images, labels = digits.test.images[:150], digits.test.labels[:150]
+    images, labels = digits.test.images[:100], digits.test.labels[:100]
     defended = protect(teacher, net, SHAPE)
     curve = [
-        accuracy(defended, strongest(defended, images, labels, eps=eps, steps=40), labels)
+        accuracy(defended, strongest(defended, images, labels, eps=eps, steps=30), labels)
         for eps in (0.02, 0.1, 0.3, 1.0)
     ]
     assert curve == sorted(curve, reverse=True) and curve[-1] == 0
