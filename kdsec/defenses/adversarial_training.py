@@ -1,0 +1,115 @@
+"""Adversarial training of the classifier itself: the rival that every purifier has to be compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdsec.attacks.ascent import climb, evaluating
+from kdsec.attacks.evasion import Ball, ascend
+from kdsec.data import UNLABELLED, Batch
+from kdsec.errors import KdsecError
+from kdsec.train import cross_entropy
+
+
+@dataclass(frozen=True)
+class PGDTraining:
+    r"""Adversarial training (Madry et al. 2018, arXiv 1706.06083, eq. 2.1).
+
+    .. math:: \min_\theta \; \mathbb E \max_{\|x' - x\|_\infty \le \epsilon} \mathrm{CE}(f_\theta(x'), y)
+
+    with the inner maximum replaced by what a few steps of PGD from a random start find.
+
+    Attributes:
+        eps: in pixels of [0, 1], above 0.
+        steps: of PGD; the paper takes 7 on CIFAR-10.
+        step_size: eps / 4 if not given, the paper's 2/255 at 8/255.
+    """
+
+    eps: float
+    steps: int = 7
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        check_training_attack(self.eps, self.steps)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        attacked = attack_batch(model, batch, self.eps, self.steps, self.step_size)
+        return cross_entropy(model(attacked), batch.labels)
+
+
+@dataclass(frozen=True)
+class TRADES:
+    r"""TRADES (Zhang et al. 2019, arXiv 1901.08573): accuracy and robustness as two terms.
+
+    .. math:: \mathrm{CE}(f(x), y)
+        + \beta \max_{\|x' - x\|_\infty \le \epsilon} \mathrm{KL}\big(\sigma(f(x)) \,\|\, \sigma(f(x'))\big)
+
+    The second term needs no labels: unlabelled images count there and nowhere else. As in the authors' code
+    the inner attack starts at the image plus noise of standard deviation 0.001, since at the image itself the
+    divergence is at its lowest point and has no gradient.
+
+    Attributes:
+        eps: in pixels of [0, 1], above 0.
+        beta: what robustness is worth (their 1 / lambda); 6 is common.
+        steps: of the inner attack; theirs takes 10.
+        step_size: eps / 4 if not given.
+    """
+
+    eps: float
+    beta: float = 6.0
+    steps: int = 10
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        check_training_attack(self.eps, self.steps)
+        if not self.beta >= 0:
+            raise KdsecError(f"beta={self.beta} must be 0 or more; 0 is plain training, 6 is common")
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        attacked = self.attack(model, batch.images)
+        clean, shifted = model(batch.images).float(), model(attacked).float()
+        gap = F.kl_div(shifted.log_softmax(1), clean.log_softmax(1), log_target=True, reduction="batchmean")
+        return cross_entropy(clean, batch.labels) + self.beta * gap
+
+    def attack(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Images within the budget whose answers are far from the clean ones' answers."""
+        step = self.eps / 4 if self.step_size is None else self.step_size
+        with evaluating(model):
+            with torch.no_grad():
+                wanted = model(images).float().log_softmax(1)
+
+            def divergence(changed: Tensor, which: Tensor) -> tuple[Tensor, None]:
+                shifted = model(changed).float().log_softmax(1)
+                return F.kl_div(shifted, wanted[which], log_target=True, reduction="none").sum(1), None
+
+            start = (images + 0.001 * torch.randn_like(images)).clamp(0, 1)
+            return climb(divergence, start, Ball(images, self.eps), step, self.steps)
+
+
+def attack_batch(
+    model: nn.Module, batch: Batch, eps: float, steps: int, step_size: float | None = None
+) -> Tensor:
+    """PGD on one training batch: random start, in eval mode, without checks of what comes out.
+
+    In eval mode because batch normalisation must not learn from images on the way to the attack, and because
+    that is the network that will be attacked later. Random numbers come from the global CPU generator, which
+    ``fit`` seeds.
+    """
+    if bool((batch.labels == UNLABELLED).any()):
+        raise KdsecError("this attack is on the label, and some images have none; give a labelled set")
+    ball = Ball(batch.images, eps)
+    step = eps / 4 if step_size is None else step_size
+    with evaluating(model):
+        return ascend(model, ball.random(torch.default_generator), batch.labels, ball, step, steps).detach()
+
+
+def check_training_attack(eps: float, steps: int) -> None:
+    """Refuse a budget that is none, or not in pixels of [0, 1]."""
+    if not 0 < eps <= 1:
+        raise KdsecError(f"eps={eps:g} must be above 0 and at most 1; divide by 255 if in bytes")
+    if steps < 1:
+        raise KdsecError(f"steps={steps}: an attack needs at least 1")
