@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdsec.attacks.search import Budget, Dssim, Found, search
+from kdsec.attacks.search import Budget, Dssim, Found, portion, search
 from kdsec.data import ImageSet
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError
@@ -121,10 +121,10 @@ def mimic_any(
             "(N, M, C, H, W), at least one target for every source"
         )
     many = candidates.shape[1]
-    repeated = sources.repeat_interleave(many, 0)
-    if isinstance(limit := getattr(budget, "budget", None) or getattr(budget, "eps", None), Tensor):
-        raise KdsecError(f"mimic_any takes one budget for all images, not {len(limit)}; give a number")
-    found = mimicked(teacher, layer, repeated, candidates.flatten(0, 1), budget, batch_size)
+    repeat = torch.arange(len(sources)).repeat_interleave(many)
+    found = mimicked(
+        teacher, layer, sources[repeat], candidates.flatten(0, 1), portion(budget, repeat), batch_size
+    )
     nearest = found.value.view(-1, many).argmin(1)
     return found.images.unflatten(0, (-1, many))[torch.arange(len(sources)), nearest]
 

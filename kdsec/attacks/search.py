@@ -10,6 +10,7 @@ checked again after rounding.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -229,6 +230,14 @@ def search(objective: Objective, sources: Tensor, budget: Budget, batch_size: in
     found = Found(*(torch.cat(each) for each in zip(*parts, strict=True)))
     _check_found(found, limit)
     return found
+
+
+def portion(budget: Budget, index: Tensor) -> Budget:
+    """The budget for the images at ``index``, any of them as often as it is named."""
+    if isinstance(budget, Dssim):
+        limit = budget.budget
+        return dataclasses.replace(budget, budget=limit[index]) if isinstance(limit, Tensor) else budget
+    return dataclasses.replace(budget, eps=budget.eps[index]) if isinstance(budget.eps, Tensor) else budget
 
 
 class _Best:
