@@ -175,7 +175,7 @@ class Linf(_Stop):
         best = _Best(sources, self)
         for restart in range(self.restarts):
             ball = Ball(sources, eps)
-            current = ball.random(generator) if restart else sources
+            current = ball.random(generator) if restart else sources.clone()
             best.wake()
             for step in range(self.steps + 1):
                 active = best.active

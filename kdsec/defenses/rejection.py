@@ -74,7 +74,7 @@ def choose_threshold(rejector: Rejector, validation: ImageSet, rate: float) -> T
         )
     # At most floor(rate * n) scores lie strictly below this one; ties are accepted.
     value = right.sort().values[int(rate * len(right))].item()
-    measured = (right < value).float().mean().item()
+    measured = (right < value).double().mean().item()
     return Threshold(value, rate, measured, frozenset(_hashes(validation.images)))
 
 
