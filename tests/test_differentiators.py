@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from kdsec import data, models
+from kdsec import chapters, data, models
+from kdsec.chapters import differentiators as chapter
 from kdsec.data import Augment, Batch
 from kdsec.defenses import differentiators, pruning, rejection, verifiers
 from kdsec.defenses.differentiators import Committee, Making, Restricted, build, groups, pairs
@@ -455,3 +456,20 @@ def test_mistakes_are_named(student, parts, call, message):
     with pytest.raises(KdsecError, match=message) as caught:
         call(student, parts[0])
     assert "\n" not in str(caught.value)
+
+
+def test_the_chapters_settings_are_checked():
+    assert set(chapter.PROFILES) == set(chapters.PROFILES)
+    for settings in chapter.PROFILES.values():
+        taught, learnt = settings.classes
+        assert not set(taught) & set(learnt) and settings.training_images > 0
+        shape = (1, 8, 8) if settings.dataset == "digits" else (3, 32, 32)
+        depth = unfold(models.build(settings.model, 2, shape)).depth
+        assert max(settings.keeps) == depth and min(settings.keeps) == 0
+    quick = chapter.PROFILES["quick"]
+    for wrong in ({"student_classes": 6}, {"student_classes": 1}, {"group": 9}, {"rankings": ("best",)}):
+        with pytest.raises(KdsecError):
+            dataclasses.replace(quick, **wrong)
+    for wrong in ({"budgets": (0.0,)}, {"epsilons": (2.0,)}, {"keeps": ()}, {"rate": 1.5}):
+        with pytest.raises(KdsecError):
+            dataclasses.replace(quick, **wrong)

@@ -79,7 +79,7 @@ def joint(
     *,
     weight: float = 1.0,
     beta: float = 1.0,
-    kappa: float = 2.0,
+    kappa: float = 6.0,
     batch_size: int = 250,
 ) -> Tensor:
     """Targeted images ``(N, C, H, W)`` that teacher, student and verifiers shall all take for the target.
@@ -90,7 +90,8 @@ def joint(
         verifiers: for each class, the networks that may be asked about it and its place among their outputs;
             a class that is not in it has none.
         target_labels: ``(N,)``.
-        weight, beta, kappa: see above; the first two 0 or more and not both 0.
+        weight, beta, kappa: see above; the first two 0 or more and not both 0. A defence that accepts from a
+            probability p upwards is passed only with kappa above log(p / (1 - p)).
 
     Raises:
         KdsecError: impossible weights, or what ``mimic`` refuses.
