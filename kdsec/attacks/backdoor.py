@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsec.attacks.poisoning import check_target
+from kdsec.attacks.similarity import ssim
 from kdsec.attacks.triggers import Trigger
 from kdsec.data import Augment, ImageSet, Loader
 from kdsec.data.imageset import to_float
@@ -121,24 +121,3 @@ def visibility(images: Tensor, originals: Tensor) -> dict[str, float]:
         "psnr": psnr.mean().item(),
         "ssim": ssim(first, second).mean().item(),
     }
-
-
-def ssim(first: Tensor, second: Tensor, window: int = 7) -> Tensor:
-    """Structural similarity ``(N,)`` of images in [0, 1] (Wang et al. 2004, eq. 13), square windows.
-
-    Means, variances and covariance are those of ``window`` x ``window`` squares, averaged over all places
-    and channels; constants 0.01² and 0.03² as in that paper.
-    """
-
-    def mean(images: Tensor) -> Tensor:
-        return F.avg_pool2d(images, window, stride=1)
-
-    mean1, mean2 = mean(first), mean(second)
-    unbiased = window**2 / (window**2 - 1)
-    variance1 = unbiased * (mean(first.square()) - mean1.square())
-    variance2 = unbiased * (mean(second.square()) - mean2.square())
-    covariance = unbiased * (mean(first * second) - mean1 * mean2)
-    c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean1 * mean2 + c1) / (mean1.square() + mean2.square() + c1)
-    structure = (2 * covariance + c2) / (variance1 + variance2 + c2)
-    return (luminance * structure).flatten(1).mean(1)

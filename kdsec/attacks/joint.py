@@ -1,0 +1,149 @@
+r"""The attacker who knows the defence: through the student and everyone who checks it, at once.
+
+A mimicry attack was made before the differentiators existed. One who expects them minimises
+
+.. math:: w\,\frac{\lVert T_K(x') - T_K(x_t) \rVert_2}{\lVert T_K(x_s) - T_K(x_t) \rVert_2}
+   + \beta \Big( [\kappa - m_t(S, x')]_+ + \sum_j [\kappa - m_t(f_j, x')]_+ \Big)
+
+with :math:`m_t` a network's logit of the target minus its largest other one, and j over all that may be asked
+about t. w = 0 forgets the teacher. The networks are the real ones (white box), or copies that the attacker
+has built (grey box); the sum is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdsec.attacks.mimicry import Mimic, outputs
+from kdsec.attacks.search import Budget, portion, search
+from kdsec.errors import KdsecError
+from kdsec.models import Classifier
+from kdsec.transfer import check_cut, unfold
+
+Verifiers = Sequence[tuple[nn.Module, int]]  # networks, and which output of each is the target
+
+
+class _Opinion(Protocol):
+    decision: Tensor
+    score: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """The sum above, for images that all have one target class.
+
+    Attributes:
+        mimic: features wanted of the teacher.
+        scale: distance of the features before the attack, ``(N,)``.
+        judges: the student and its verifiers, with the target's place among the outputs of each.
+        weight: w.
+        beta: weight of the judges.
+        kappa: margin in logits at which a judge is content.
+    """
+
+    mimic: Mimic
+    scale: Tensor
+    judges: tuple[tuple[nn.Module, int], ...]
+    weight: float
+    beta: float
+    kappa: float
+
+    def __call__(self, images: Tensor, index: Tensor) -> Tensor:
+        short = [(self.kappa - margin(net(images), place)).clamp(min=0) for net, place in self.judges]
+        total = self.beta * torch.stack(short).sum(0)
+        if self.weight:
+            total = total + self.weight * self.mimic(images, index) / self.scale[index]
+        return total
+
+
+def margin(logits: Tensor, label: int) -> Tensor:
+    """Logit of ``label`` minus the largest other one, ``(N,)``."""
+    others = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1)
+    return logits[:, label] - others.amax(1)
+
+
+def joint(
+    student: nn.Module,
+    teacher: Classifier,
+    layer: int,
+    verifiers: Mapping[int, Verifiers],
+    sources: Tensor,
+    targets: Tensor,
+    target_labels: Tensor,
+    budget: Budget,
+    *,
+    weight: float = 1.0,
+    beta: float = 1.0,
+    kappa: float = 6.0,
+    batch_size: int = 250,
+) -> Tensor:
+    """Targeted images ``(N, C, H, W)`` that teacher, student and verifiers shall all take for the target.
+
+    Args:
+        student: the real one, or the attacker's.
+        teacher, layer, sources, targets, budget, batch_size: as in ``mimicry.mimic``.
+        verifiers: for each class, the networks that may be asked about it and its place among their outputs;
+            a class that is not in it has none.
+        target_labels: ``(N,)``.
+        weight, beta, kappa: see above; the first two 0 or more and not both 0. A defence that accepts from a
+            probability p upwards is passed only with kappa above log(p / (1 - p)).
+
+    Raises:
+        KdsecError: impossible weights, or what ``mimic`` refuses.
+    """
+    if weight < 0 or beta < 0 or not weight + beta:
+        raise KdsecError(f"weight={weight}, beta={beta} must be 0 or more, and not both 0")
+    if not len(sources) == len(targets) == len(target_labels):
+        raise KdsecError(
+            f"{len(sources)} sources, {len(targets)} targets, {len(target_labels)} labels: give one each"
+        )
+    net = unfold(teacher)
+    check_cut(layer, net.depth, smallest=1)
+    net.eval().requires_grad_(False)
+    judges = [student, *(judge for table in verifiers.values() for judge, _ in table)]
+    modes = [judge.training for judge in judges]
+    for judge in judges:
+        judge.eval()
+    made = torch.zeros(sources.shape, device=sources.device)
+    for label in target_labels.unique().tolist():
+        rows = (target_labels == label).nonzero().squeeze(1)
+        wanted = outputs(net, layer, targets[rows])
+        objective = Joint(
+            mimic=Mimic(net, layer, wanted),
+            scale=(outputs(net, layer, sources[rows]) - wanted).norm(dim=1).clamp(min=1e-6),
+            judges=((student, label), *verifiers.get(label, ())),
+            weight=weight,
+            beta=beta,
+            kappa=kappa,
+        )
+        made[rows] = search(objective, sources[rows], portion(budget, rows), batch_size).images
+    for judge, mode in zip(judges, modes, strict=True):
+        judge.train(mode)
+    return made
+
+
+def best_attempt(
+    judge: Callable[[Tensor], _Opinion], attempts: Sequence[Tensor], target_labels: Tensor
+) -> Tensor:
+    """Of several attempts at each image, the one that the defence stands by most as the target.
+
+    An attacker with the defence at hand tries everything and keeps what works, the unaware attack included;
+    so an adaptive attack can never be weaker than the one it is compared with.
+
+    Args:
+        judge: the defence, ``rejector.judge`` for instance.
+        attempts: each ``(N, C, H, W)``.
+        target_labels: ``(N,)``.
+    """
+    if not attempts:
+        raise KdsecError("there are no attempts to choose from; give at least one")
+    opinions = [judge(images) for images in attempts]
+    standing = torch.stack(
+        [torch.where(each.decision == target_labels, each.score.double(), -1.0) for each in opinions]
+    )
+    return torch.stack(list(attempts))[standing.argmax(0), torch.arange(len(target_labels))]

@@ -1,0 +1,309 @@
+"""Make a number small by changing images, within a budget: by what a person would notice, or per pixel.
+
+The two searches know nothing of what they make small; that is an *objective*, ``objective(images, index)``,
+which gives one number an image, where ``index`` says which of all images these are. Every image is a problem
+of its own, with a budget of its own, and drops out when it is done: hundreds run in one batch.
+
+What comes back is what a person could save to a file: every pixel a whole number of 255ths, the budget
+checked again after rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdsec.attacks.evasion import Ball
+from kdsec.attacks.similarity import check_levels, dssim
+from kdsec.data.imageset import to_float
+from kdsec.errors import KdsecError
+
+Objective = Callable[[Tensor, Tensor], Tensor]  # images (n, C, H, W), index (n,) -> (n,), small is good
+
+
+class Found(NamedTuple):
+    """Images ``(N, C, H, W)`` in 255ths, the objective there, the budget they use, and the steps taken."""
+
+    images: Tensor
+    value: Tensor
+    spent: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stop:
+    """When an image is done before the last step.
+
+    Attributes:
+        goal: the objective has fallen to this share of where it began (0: never).
+        patience: so many steps in a row have brought nothing better (0: never).
+    """
+
+    goal: float = 0.0
+    patience: int = 0
+
+
+@dataclass(frozen=True)
+class Dssim(_Stop):
+    r"""The search of Wang et al. 2018: the least objective among images with DSSIM below a budget.
+
+    Their code minimises :math:`f(x') + \lambda \max(d(x', x) - P, 0)^2` over m, where
+    :math:`x' = \tanh(m + \mathrm{arctanh}((x - \frac12) c)) / c + \frac12`, by Adadelta, and keeps the best
+    iterate with :math:`d < P`. DSSIM is (1 - MS-SSIM) / 2. It bounds no single pixel.
+
+    Attributes:
+        budget: P, above 0 and at most 1 (which allows everything); a number, or one per image ``(N,)``.
+        steps: their sample script takes 2,000.
+        levels: of the pyramid of MS-SSIM; small images have room for fewer than 5.
+        penalty: lambda, fixed.
+        lr, rho, stabilizer: of Adadelta; the defaults are those of the code (and not PyTorch's).
+        slack: c is 2 minus this. At the code's 1e-6 a pixel of 0 or 1 sits where tanh is flat and hardly
+            moves; handwriting has little else, and needs about 0.01.
+    """
+
+    budget: float | Tensor = 0.003
+    steps: int = 2_000
+    levels: int = 5
+    penalty: float = 1e10
+    lr: float = 1.0
+    rho: float = 0.95
+    stabilizer: float = 1e-8
+    slack: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_budget("budget", self.budget, "DSSIM")
+        _check_steps(self.steps, self.goal, self.patience)
+        if not 0 < self.slack < 1 or not self.lr > 0 or not self.penalty > 0:
+            raise KdsecError(
+                f"slack={self.slack}, lr={self.lr}, penalty={self.penalty}: slack lies between 0 and 1, "
+                "the others are above 0"
+            )
+
+    def spend(self, images: Tensor, sources: Tensor) -> Tensor:
+        """DSSIM ``(N,)``."""
+        return dssim(images, sources, self.levels)
+
+    def search(self, objective: Objective, sources: Tensor, index: Tensor) -> Found:
+        """On one batch: float ``sources`` ``(n, C, H, W)``; ``index`` ``(n,)``, their places in the whole."""
+        check_levels(self.levels, sources.shape[-2:])
+        budget = _per_image(self.budget, index)
+        scale = 2 - self.slack
+        origin = torch.atanh((sources - 0.5) * scale)
+        moved = torch.full_like(sources, 1e-6)
+        squares, changes = torch.zeros_like(sources), torch.zeros_like(sources)
+        best = _Best(sources, self)
+        for _ in range(self.steps):
+            active = best.active
+            point = moved[active].requires_grad_()
+            with torch.enable_grad():
+                images = torch.tanh(point + origin[active]) / scale + 0.5
+                value = objective(images, index[active])
+                over = self.spend(images, sources[active]) - budget[active]
+                loss = value + self.penalty * over.clamp(min=0).square()
+                # A sum of independent images: no gradient depends on the others in the batch.
+                (slope,) = torch.autograd.grad(loss.sum(), point)
+            best.offer(images.detach(), value.detach(), over.detach() < 0)
+            square = squares[active].mul_(self.rho).addcmul_(slope, slope, value=1 - self.rho)
+            change = changes[active]
+            step = slope * ((change + self.stabilizer) / (square + self.stabilizer)).sqrt_()
+            squares[active] = square
+            changes[active] = change.mul_(self.rho).addcmul_(step, step, value=1 - self.rho)
+            moved[active] = point.detach() - self.lr * step
+            if not len(best.active):
+                break
+        images = self._rounded(best.images, sources, budget)
+        return Found(images, objective(images, index), self.spend(images, sources), best.steps)
+
+    def _rounded(self, images: Tensor, sources: Tensor, budget: Tensor) -> Tensor:
+        """To whole 255ths; where that breaks the budget, the change is made smaller until it does not."""
+        share = torch.ones(len(images), device=images.device)
+        for _ in range(60):
+            rounded = _bytes(sources + share[:, None, None, None] * (images - sources))
+            over = self.spend(rounded, sources) >= budget
+            if not bool(over.any()):
+                return rounded
+            share = torch.where(over, share * 0.9, share)
+        rounded = _bytes(sources + torch.where(over, 0.0, share)[:, None, None, None] * (images - sources))
+        if bool((self.spend(rounded, sources) >= budget).any()):
+            raise KdsecError(
+                f"budget={float(budget.min()):g} is less than rounding the sources to bytes costs; "
+                "give sources that are bytes, or a larger budget"
+            )
+        return rounded
+
+
+@dataclass(frozen=True)
+class Linf(_Stop):
+    """Projected gradient descent in a box around each image; steps shrink along a half cosine.
+
+    Attributes:
+        eps: the largest change of a pixel, in [0, 1]; a number, or one per image ``(N,)``.
+        steps: forward and backward passes a restart.
+        step: the first step as a share of eps.
+        restarts: the first begins at the image, the others at random points of the box.
+        seed: of those.
+    """
+
+    eps: float | Tensor = 4 / 255
+    steps: int = 200
+    step: float = 0.1
+    restarts: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_budget("eps", self.eps, "a pixel's change")
+        _check_steps(self.steps, self.goal, self.patience)
+        if self.restarts < 1 or not self.step > 0:
+            raise KdsecError(
+                f"restarts={self.restarts}, step={self.step}: give 1 or more, and a step above 0"
+            )
+
+    def spend(self, images: Tensor, sources: Tensor) -> Tensor:
+        """Largest change of a pixel, ``(N,)``."""
+        return (images - sources).flatten(1).abs().amax(1)
+
+    def search(self, objective: Objective, sources: Tensor, index: Tensor) -> Found:
+        """On one batch; see ``Dssim.search``."""
+        generator = torch.Generator().manual_seed(self.seed)  # on the CPU: one stream for every device
+        eps = _per_image(self.eps, index)[:, None, None, None]
+        best = _Best(sources, self)
+        for restart in range(self.restarts):
+            ball = Ball(sources, eps)
+            current = ball.random(generator) if restart else sources.clone()
+            best.wake()
+            for step in range(self.steps + 1):
+                active = best.active
+                point = current[active].requires_grad_()
+                with torch.enable_grad():
+                    value = objective(point, index[active])
+                    (slope,) = torch.autograd.grad(value.sum(), point)
+                best.offer(point.detach(), value.detach(), torch.ones_like(value, dtype=torch.bool))
+                if not len(best.active) or step == self.steps:
+                    break
+                size = self.step * (1 + math.cos(math.pi * step / self.steps)) / 2
+                here = Ball(sources[active], eps[active])
+                current[active] = here.project(point.detach() - size * eps[active] * slope.sign())
+        images = self._rounded(best.images, sources, eps)
+        return Found(images, objective(images, index), self.spend(images, sources), best.steps)
+
+    def _rounded(self, images: Tensor, sources: Tensor, eps: Tensor) -> Tensor:
+        """To whole 255ths inside the box: its faces are moved inward to the next whole number first."""
+        # Without the hair's breadth, 4/255 in float32 could lie just below 4 of 255.
+        low, high = ((sources - eps) * 255 - 1e-3).ceil(), ((sources + eps) * 255 + 1e-3).floor()
+        if bool((low > high).any()):
+            raise KdsecError(
+                f"eps={float(eps.min()):g} leaves no whole 255th near the sources; give 1/255 or more"
+            )
+        return (images * 255).round().clamp(low, high).clamp(0, 255) / 255
+
+
+Budget = Dssim | Linf
+
+
+def search(objective: Objective, sources: Tensor, budget: Budget, batch_size: int = 250) -> Found:
+    """The images within ``budget`` of ``sources`` with the least objective.
+
+    Args:
+        objective: one number an image; networks inside it in eval mode.
+        sources: ``(N, C, H, W)`` in [0, 1], or bytes.
+        budget: how, and how far.
+        batch_size: images at a time; changes nothing but speed and memory.
+
+    Raises:
+        KdsecError: images too small for the pyramid, no images, budgets for another number of images.
+    """
+    if not len(sources):
+        raise KdsecError("there are no images to attack; give at least one")
+    limit = budget.budget if isinstance(budget, Dssim) else budget.eps
+    if isinstance(limit, Tensor) and len(limit) != len(sources):
+        raise KdsecError(f"{len(limit)} budgets for {len(sources)} images; give one each, or one number")
+    parts = []
+    with torch.no_grad():
+        for index in torch.arange(len(sources), device=sources.device).split(batch_size):
+            parts.append(budget.search(objective, to_float(sources[index]).float(), index))
+    found = Found(*(torch.cat(each) for each in zip(*parts, strict=True)))
+    _check_found(found, limit)
+    return found
+
+
+def portion(budget: Budget, index: Tensor) -> Budget:
+    """The budget for the images at ``index``, any of them as often as it is named."""
+    if isinstance(budget, Dssim):
+        limit = budget.budget
+        return dataclasses.replace(budget, budget=limit[index]) if isinstance(limit, Tensor) else budget
+    return dataclasses.replace(budget, eps=budget.eps[index]) if isinstance(budget.eps, Tensor) else budget
+
+
+class _Best:
+    """The best allowed image so far of each, and which are still worth a step."""
+
+    def __init__(self, sources: Tensor, stop: _Stop):
+        self.stop = stop
+        self.images = sources.clone()
+        self.value = torch.full((len(sources),), math.inf, device=sources.device)
+        self.first = torch.full_like(self.value, math.nan)
+        self.steps = torch.zeros(len(sources), dtype=torch.long, device=sources.device)
+        self.idle = torch.zeros_like(self.steps)
+        self.wake()
+
+    def wake(self) -> None:
+        """Go on with every image that has not reached its goal."""
+        self.idle.zero_()
+        self.active = (~self._reached(slice(None))).nonzero().squeeze(1)
+
+    def offer(self, images: Tensor, value: Tensor, allowed: Tensor) -> None:
+        """Take what is better than before, and drop the images that are done."""
+        active = self.active
+        self.first[active] = torch.where(self.first[active].isnan(), value, self.first[active])
+        self.steps[active] += 1
+        better = allowed & (value < self.value[active])
+        chosen = active[better]
+        self.images[chosen], self.value[chosen] = images[better], value[better]
+        self.idle[active] = torch.where(better, 0, self.idle[active] + 1)
+        if self.stop.goal or self.stop.patience:
+            done = self._reached(active)
+            if self.stop.patience:
+                done = done | (self.idle[active] >= self.stop.patience)
+            self.active = active[~done]
+
+    def _reached(self, which: Tensor | slice) -> Tensor:
+        if not self.stop.goal:  # an objective may be negative: then "a share of the first" means nothing
+            return torch.zeros_like(self.value[which], dtype=torch.bool)
+        return self.value[which] <= self.stop.goal * self.first[which]
+
+
+def _bytes(images: Tensor) -> Tensor:
+    return (images.clamp(0, 1) * 255).round() / 255
+
+
+def _per_image(budget: float | Tensor, index: Tensor) -> Tensor:
+    if isinstance(budget, Tensor):
+        return budget.to(index.device).float()[index]
+    return torch.full((len(index),), budget, device=index.device)
+
+
+def _check_budget(name: str, budget: float | Tensor, of: str) -> None:
+    values = torch.as_tensor(budget)
+    if values.ndim > 1 or not bool(((values > 0) & (values <= 1)).all()):
+        shown = budget if isinstance(budget, float | int) else values.flatten().tolist()[:3]
+        raise KdsecError(f"{name}={shown}: the budget of {of} must be above 0 and at most 1")
+
+
+def _check_steps(steps: int, goal: float, patience: int) -> None:
+    if steps < 1 or not 0 <= goal < 1 or patience < 0:
+        raise KdsecError(
+            f"steps={steps}, goal={goal}, patience={patience}: at least 1 step, a share below 1, 0 or more"
+        )
+
+
+def _check_found(found: Found, limit: float | Tensor) -> None:
+    """The last word: what leaves this module is inside its budget and inside [0, 1]."""
+    over = (found.spent - torch.as_tensor(limit, device=found.spent.device)).max().item()
+    if not (over <= 1e-5 and found.images.min().item() >= 0 and found.images.max().item() <= 1):
+        raise KdsecError(f"the search left its budget by {over:.2g}, or the range of pixels")

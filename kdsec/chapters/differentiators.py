@@ -1,0 +1,228 @@
+"""Settings of the chapter on attacks through a public teacher, and distilled differentiators."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from kdsec import models
+from kdsec.attacks.search import Dssim, Linf
+from kdsec.chapters.checks import check
+from kdsec.data import DATASETS, Augment
+from kdsec.data.names import CLASS_NAMES
+from kdsec.defenses.differentiators import Making
+from kdsec.defenses.pruning import RANKINGS
+from kdsec.errors import KdsecError, choose
+from kdsec.train import Recipe
+
+
+@dataclass(frozen=True)
+class Differentiators:
+    """A public teacher of some classes, students of others, and whoever checks the students' answers.
+
+    Attributes:
+        dataset: whose classes teacher and student share out; no class is in both.
+        validation: share of the training images set aside: thresholds come from these.
+        teacher_classes: how many classes, from the first on, the teacher learns.
+        student_classes: how many, from the last backwards, the students learn.
+        teacher_images, student_images: training images of each.
+        model: the network.
+        keeps: layers that the students keep; the first is the student of the main table.
+        recipe: of the teacher; ``student_recipe`` of the students.
+        pairs: attacked source and target pairs.
+        candidates: targets that a non-targeted attack chooses from.
+        mimicry: the search by DSSIM, with the budget of the main table.
+        budgets: other DSSIM budgets.
+        per_pixel: the search by L-infinity.
+        epsilons: other per-pixel budgets.
+        making: how a differentiator is made.
+        ratios, rankings: what is tried instead of the main value.
+        distilled: weight of the student's answers where a differentiator is distilled.
+        members: m of the main table.
+        sizes: other m.
+        group: classes of a larger group.
+        rate: false-rejection rate that thresholds are chosen for.
+        away, away_stages, away_weight: D, its steps, and the weight of neuron-distance retraining.
+        adversarial_eps: of the adversarially trained teacher.
+        weight, beta, kappa: of the joint attack.
+    """
+
+    dataset: str
+    validation: float
+    teacher_classes: int
+    student_classes: int
+    teacher_images: int
+    student_images: int
+    model: str
+    keeps: tuple[int, ...]
+    recipe: Recipe
+    student_recipe: Recipe
+    pairs: int
+    candidates: int
+    mimicry: Dssim
+    budgets: tuple[float, ...]
+    per_pixel: Linf
+    epsilons: tuple[float, ...]
+    making: Making
+    ratios: tuple[float, ...]
+    rankings: tuple[str, ...]
+    distilled: float
+    members: int
+    sizes: tuple[int, ...]
+    group: int
+    rate: float
+    away: float
+    away_stages: int
+    away_weight: float
+    adversarial_eps: float
+    weight: float
+    beta: float
+    kappa: float
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            positive=("away", "away_weight", "adversarial_eps", "kappa"),
+            shares=("ratios", "distilled", "rate", "adversarial_eps"),
+            counts=("teacher_images", "student_images", "pairs", "candidates", "members", "away_stages"),
+            filled=("keeps", "ratios", "rankings"),
+        )
+        choose("dataset", self.dataset, DATASETS)
+        choose("model", self.model, models.names())
+        for ranking in self.rankings:
+            choose("ranking", ranking, RANKINGS)
+        for budget in self.budgets:
+            dataclasses.replace(self.mimicry, budget=budget)
+        for eps in self.epsilons:
+            dataclasses.replace(self.per_pixel, eps=eps)
+        total = len(CLASS_NAMES[self.dataset])
+        fewest = min(self.teacher_classes, self.student_classes)
+        if fewest < 2 or self.teacher_classes + self.student_classes > total:
+            raise KdsecError(
+                f"teacher_classes={self.teacher_classes}, student_classes={self.student_classes}: at least 2 "
+                f"each, together at most the {total} of {self.dataset}"
+            )
+        if not 2 <= self.group <= self.student_classes:
+            raise KdsecError(f"group={self.group} must be 2 to {self.student_classes}, the student's classes")
+
+    @property
+    def training_images(self) -> int:
+        """How many are dealt out, to the teacher and the student."""
+        return self.teacher_images + self.student_images
+
+    @property
+    def classes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the teacher, and of the students."""
+        total = len(CLASS_NAMES[self.dataset])
+        return tuple(range(self.teacher_classes)), tuple(range(total - self.student_classes, total))
+
+
+_DIGITS = Recipe(epochs=15, batch_size=64, lr=0.1, augment=Augment(crop=1), precision="float32")
+_PHOTOS = Recipe(epochs=12, batch_size=128, lr=0.2, augment=Augment(crop=4, flip=True))
+
+PROFILES = {
+    "quick": Differentiators(
+        dataset="digits",
+        validation=0.15,
+        teacher_classes=5,
+        student_classes=5,
+        teacher_images=500,
+        student_images=490,
+        model="digits-cnn",
+        keeps=(3, 2, 1, 0),
+        recipe=_DIGITS,
+        student_recipe=dataclasses.replace(_DIGITS, batch_size=32, lr=0.05),
+        pairs=100,
+        candidates=4,
+        # Strokes of full contrast: a wider budget than for photographs, room for three levels of the pyramid,
+        # pixels of 0 and 1 that can move, and larger steps than the authors' 2,000.
+        mimicry=Dssim(budget=0.03, steps=150, levels=3, slack=0.01, stabilizer=1e-5, penalty=1e4),
+        budgets=(0.01, 0.1),
+        per_pixel=Linf(eps=50 / 255, steps=50),
+        epsilons=(25 / 255, 75 / 255),
+        making=Making(
+            Recipe(epochs=10, batch_size=32, lr=0.05, augment=Augment(crop=1), precision="float32")
+        ),
+        ratios=(0.0, 0.8),
+        rankings=("random", "reverse"),
+        distilled=0.7,
+        members=4,
+        sizes=(1, 2, 3),
+        group=3,
+        rate=0.05,
+        away=60.0,
+        away_stages=5,
+        away_weight=0.01,
+        adversarial_eps=0.1,
+        weight=0.1,
+        beta=1.0,
+        kappa=6.0,
+    ),
+    "small": Differentiators(
+        dataset="cifar100",
+        validation=0.1,
+        teacher_classes=50,
+        student_classes=10,
+        teacher_images=22_000,
+        student_images=4_400,
+        model="resnet20",
+        keeps=(10, 7, 4, 0),
+        recipe=_PHOTOS,
+        student_recipe=dataclasses.replace(_PHOTOS, lr=0.05),
+        pairs=200,
+        candidates=5,
+        mimicry=Dssim(steps=500, stabilizer=1e-6, penalty=1e6),
+        budgets=(0.001, 0.01),
+        per_pixel=Linf(eps=4 / 255, steps=100),
+        epsilons=(2 / 255, 8 / 255),
+        making=Making(Recipe(epochs=6, batch_size=64, lr=0.02, augment=Augment(crop=4, flip=True))),
+        ratios=(0.0,),
+        rankings=("random",),
+        distilled=0.7,
+        members=5,
+        sizes=(1, 3, 9),
+        group=4,
+        rate=0.05,
+        away=30.0,
+        away_stages=5,
+        away_weight=0.01,
+        adversarial_eps=4 / 255,
+        weight=0.1,
+        beta=1.0,
+        kappa=6.0,
+    ),
+    # Half of CIFAR-100 to the other half; the attack with the settings of its authors' code.
+    "paper": Differentiators(
+        dataset="cifar100",
+        validation=0.1,
+        teacher_classes=50,
+        student_classes=50,
+        teacher_images=22_000,
+        student_images=5_000,
+        model="vgg16",
+        keeps=(13, 8, 4, 0),
+        recipe=Recipe(epochs=100, batch_size=128, lr=0.1, augment=Augment(crop=4, flip=True)),
+        student_recipe=Recipe(epochs=30, batch_size=64, lr=0.02, augment=Augment(crop=4, flip=True)),
+        pairs=500,
+        candidates=5,
+        mimicry=Dssim(),
+        budgets=(0.001, 0.01),
+        per_pixel=Linf(eps=4 / 255, steps=200, restarts=3),
+        epsilons=(2 / 255, 8 / 255),
+        making=Making(Recipe(epochs=8, batch_size=32, lr=0.02, augment=Augment(crop=4, flip=True))),
+        ratios=(0.0, 0.3, 0.7, 0.9),
+        rankings=("zeros", "random", "reverse"),
+        distilled=0.7,
+        members=5,
+        sizes=(1, 3, 49),
+        group=5,
+        rate=0.05,
+        away=30.0,
+        away_stages=25,
+        away_weight=0.01,
+        adversarial_eps=4 / 255,
+        weight=0.1,
+        beta=1.0,
+        kappa=6.0,
+    ),
+}
