@@ -40,6 +40,9 @@ class Purification:
         probes: test images that are attacked.
         steps, restarts: of the attacks that are measured.
         draws: of the mean over random defences.
+        bits: grey levels that are left by the squeezing of colours, as a power of two.
+        library: of the test images, how many AutoAttack gets as a second opinion; 0 leaves it out, since its
+            library is an optional extra.
         recipe: of the classifier.
         purifier_recipe: of every autoencoder but for the epochs.
         purifier_steps: training steps of every autoencoder.
@@ -69,6 +72,8 @@ class Purification:
     steps: int
     restarts: int
     draws: int
+    bits: int
+    library: int
     recipe: Recipe
     purifier_recipe: Recipe
     purifier_steps: int
@@ -88,6 +93,7 @@ class Purification:
                 "steps",
                 "restarts",
                 "draws",
+                "bits",
                 "purifier_steps",
             ),
             filled=("budgets", "readings", "levels"),
@@ -101,6 +107,10 @@ class Purification:
             choose("reading", reading, READINGS)
         for level in self.levels:
             choose("level", level, LEVELS)
+        if not 0 <= self.library <= self.probes:
+            raise KdsecError(
+                f"setting library={self.library} must be between 0 and the number of probes, {self.probes}"
+            )
         if self.weight == 1:
             raise KdsecError("setting weight=1.0 leaves the normal teacher nothing; choose one below 1")
 
@@ -147,6 +157,8 @@ PROFILES = {
         steps=20,
         restarts=1,
         draws=10,
+        bits=2,
+        library=0,
         recipe=Recipe(epochs=15, batch_size=64, lr=0.1, augment=DIGITS, precision="float32"),
         purifier_recipe=Recipe(
             batch_size=64,
@@ -182,6 +194,8 @@ PROFILES = {
         steps=40,
         restarts=2,
         draws=20,
+        bits=4,
+        library=0,
         recipe=Recipe(epochs=15, batch_size=128, lr=0.2, augment=OBJECTS),
         purifier_recipe=Recipe(batch_size=128, optimizer="adam", lr=2e-3, weight_decay=0.0, augment=OBJECTS),
         purifier_steps=700,
@@ -211,6 +225,8 @@ PROFILES = {
         steps=100,
         restarts=5,
         draws=20,
+        bits=4,
+        library=500,
         recipe=Recipe(epochs=100, batch_size=128, lr=0.1, augment=OBJECTS),
         purifier_recipe=Recipe(batch_size=128, optimizer="adam", lr=1e-3, weight_decay=0.0, augment=OBJECTS),
         purifier_steps=9_750,
