@@ -44,8 +44,9 @@ book: $(STAMP)
 	@$(VENV)/bin/kdsec run --profile quick --seeds 0 --out _build/run
 	@$(PY) book/build.py
 
+# Two workers, a file at a time: fixtures train networks once per file.
 test: lint
-	@$(PY) -m pytest -m 'not slow' --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg tests notebooks
+	@$(PY) -m pytest -n 2 --dist loadfile -m 'not slow' --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg tests notebooks
 
 slow: $(STAMP)
 	@$(PY) -m pytest -m slow tests
