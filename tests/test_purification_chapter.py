@@ -4,10 +4,12 @@ import dataclasses
 
 import pytest
 
-from kdsec import data
+from kdsec import chapters, data
 from kdsec.chapters.purification import COMPANIONS, PROFILES
 from kdsec.defenses.purification import LEVELS, READINGS
 from kdsec.errors import KdsecError
+from kdsec.report import plots
+from tests.test_plots import EYES, nearest
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,8 @@ from kdsec.errors import KdsecError
         ({"weight": 0.0}, "weight=0.0 must be above 0"),
         ({"probes": 0}, "probes=0 must be 1 or more"),
         ({"restarts": 0}, "restarts=0 must be 1 or more"),
+        ({"bits": 0}, "bits=0 must be 1 or more"),
+        ({"library": 161}, "library=161 must be between 0 and the number of probes, 160"),
     ],
 )
 def test_impossible_settings_end_in_one_line(setting, message):
@@ -57,3 +61,15 @@ def test_there_are_enough_digits_for_the_quick_profile():
 @pytest.mark.parametrize("dataset", COMPANIONS)
 def test_companions_are_settings(dataset):
     assert dataclasses.replace(PROFILES["paper"], dataset=dataset, **COMPANIONS[dataset]).dataset == dataset
+
+
+def test_another_data_set_brings_its_budget_along():
+    there = chapters.settings("purification", "paper", {"dataset": "fashion-mnist", "probes": 600})
+    assert there.eps == COMPANIONS["fashion-mnist"]["eps"] and there.probes == 600
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_defences_that_share_a_panel_of_curves_are_told_apart(eye):
+    """There colour alone says which curve is which."""
+    curves = ("undefended", "ensemble, averaged", "end to end", "PGD-AT", "TRADES")
+    assert set(curves) <= set(plots.ARM_COLOURS) and nearest(curves, eye)[0] > 10

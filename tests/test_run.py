@@ -269,6 +269,7 @@ def test_a_chapters_own_settings_pass_the_check_of_overrides(name):
 
 TRAINING_IMAGES = {
     "digits": 1198,
+    "fashion-mnist": 60_000,
     "cifar10": 50_000,
     "cifar100": 50_000,
     "gtsrb": 39_209,

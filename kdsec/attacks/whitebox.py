@@ -183,8 +183,8 @@ class PassThrough(nn.Module):
 class Averaged(nn.Module):
     r"""Expectation over transformation (Athalye et al. 2018, arXiv 1707.07397): a random model's mean answer.
 
-    :math:`\log rac{1}{R} \sum_r \sigma(f_r(x))` over R independent passes, in place of logits. The attack on
-    one draw fits the noise of that draw; the attack on the mean fits the model.
+    :math:`\log \frac{1}{R} \sum_r \sigma(f_r(x))` over R independent passes, in place of logits. The attack
+    on one draw fits the noise of that draw; the attack on the mean fits the model.
 
     Args:
         model: images to logits, random in eval mode too.

@@ -40,6 +40,9 @@ class Purification:
         probes: test images that are attacked.
         steps, restarts: of the attacks that are measured.
         draws: of the mean over random defences.
+        bits: grey levels that are left by the squeezing of colours, as a power of two.
+        library: of the test images, how many AutoAttack gets as a second opinion; 0 leaves it out, since its
+            library is an optional extra.
         recipe: of the classifier.
         purifier_recipe: of every autoencoder but for the epochs.
         purifier_steps: training steps of every autoencoder.
@@ -69,6 +72,8 @@ class Purification:
     steps: int
     restarts: int
     draws: int
+    bits: int
+    library: int
     recipe: Recipe
     purifier_recipe: Recipe
     purifier_steps: int
@@ -88,6 +93,7 @@ class Purification:
                 "steps",
                 "restarts",
                 "draws",
+                "bits",
                 "purifier_steps",
             ),
             filled=("budgets", "readings", "levels"),
@@ -101,6 +107,10 @@ class Purification:
             choose("reading", reading, READINGS)
         for level in self.levels:
             choose("level", level, LEVELS)
+        if not 0 <= self.library <= self.probes:
+            raise KdsecError(
+                f"setting library={self.library} must be between 0 and the number of probes, {self.probes}"
+            )
         if self.weight == 1:
             raise KdsecError("setting weight=1.0 leaves the normal teacher nothing; choose one below 1")
 
@@ -134,30 +144,32 @@ PROFILES = {
         owner=700,
         other=318,
         eps=0.15,
-        budgets=(0.05, 0.1, 0.15, 0.25, 0.5),
+        budgets=(0.05, 0.1, 0.15, 0.25),
         training_steps=10,
-        inner_steps=4,
+        inner_steps=3,
         sigma=0.15,
-        readings=("averaged", "each its own", "both attacked"),
+        readings=("averaged", "each its own"),
         levels=("image",),
         weight=0.5,
         reconstruction=1.0,
         beta=6.0,
-        probes=200,
+        probes=160,
         steps=20,
         restarts=1,
         draws=10,
+        bits=2,
+        library=0,
         recipe=Recipe(epochs=15, batch_size=64, lr=0.1, augment=DIGITS, precision="float32"),
         purifier_recipe=Recipe(
             batch_size=64,
             optimizer="adam",
-            lr=5e-3,
+            lr=2e-2,
             weight_decay=0.0,
             augment=DIGITS,
             precision="float32",
         ),
-        purifier_steps=240,
-        robust_recipe=Recipe(epochs=15, batch_size=64, lr=0.1, augment=DIGITS, precision="float32"),
+        purifier_steps=200,
+        robust_recipe=Recipe(epochs=20, batch_size=64, lr=0.1, augment=DIGITS, precision="float32"),
     ),
     "small": Purification(
         dataset="cifar10",
@@ -167,25 +179,27 @@ PROFILES = {
         teacher="autoencoder",
         student="autoencoder-small",
         owner=12_000,
-        other=12_000,
+        other=6_000,
         eps=8 / 255,
         budgets=(2 / 255, 4 / 255, 8 / 255, 16 / 255),
-        training_steps=7,
-        inner_steps=3,
+        training_steps=5,
+        inner_steps=2,
         sigma=0.1,
         readings=("averaged", "each its own"),
         levels=("image", "features"),
         weight=0.5,
         reconstruction=1.0,
         beta=6.0,
-        probes=500,
-        steps=40,
+        probes=300,
+        steps=20,
         restarts=2,
-        draws=20,
-        recipe=Recipe(epochs=15, batch_size=128, lr=0.2, augment=OBJECTS),
+        draws=4,
+        bits=4,
+        library=0,
+        recipe=Recipe(epochs=12, batch_size=128, lr=0.2, augment=OBJECTS),
         purifier_recipe=Recipe(batch_size=128, optimizer="adam", lr=2e-3, weight_decay=0.0, augment=OBJECTS),
-        purifier_steps=700,
-        robust_recipe=Recipe(epochs=8, batch_size=128, lr=0.2, augment=OBJECTS),
+        purifier_steps=465,
+        robust_recipe=Recipe(epochs=5, batch_size=128, lr=0.2, augment=OBJECTS),
     ),
     # The paper's data sets, classifiers and schedules are not known: CIFAR-10, ResNet-18 and what is usual.
     "paper": Purification(
@@ -211,6 +225,8 @@ PROFILES = {
         steps=100,
         restarts=5,
         draws=20,
+        bits=4,
+        library=500,
         recipe=Recipe(epochs=100, batch_size=128, lr=0.1, augment=OBJECTS),
         purifier_recipe=Recipe(batch_size=128, optimizer="adam", lr=1e-3, weight_decay=0.0, augment=OBJECTS),
         purifier_steps=9_750,

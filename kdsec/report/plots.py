@@ -56,6 +56,15 @@ ARM_COLOURS = {
     "A clean, online": SKY,
     "F attack": RED,
     "F attack, online": ORANGE,
+    # Purifiers and their rivals.
+    "undefended": BLACK,
+    "normal teacher": SKY,
+    "adversarial teacher": ORANGE,
+    "ensemble, averaged": BLUE,
+    "no teacher": GREEN,
+    "end to end": PINK,
+    "PGD-AT": RED,
+    "TRADES": "#8C6D31",
 }
 
 
