@@ -40,6 +40,7 @@ CHAPTERS = {
         Chapter("sparse-teacher", 2, "The adversarial sparse teacher"),
         Chapter("poisoned-distillation", 3, "A clean teacher, poisoned images, a backdoored student"),
         Chapter("reversed-maximization", 4, "Reversed maximization, and thieves without data"),
+        Chapter("differentiators", 6, "Attacks through a public teacher, and distilled differentiators"),
     )
 }
 
