@@ -15,8 +15,17 @@ from kdsec.defenses.pruning import RANKINGS
 from kdsec.errors import KdsecError, choose
 from kdsec.train import Recipe
 
-# Defences that the attacker who knows is set on; "grey box" is the first with networks that he built himself.
-ADAPTIVE = ("differentiators", "grey box", "not pruned", "one full student")
+# Defences that the attacker who knows is set on. In the "grey box" the differentiators are of the attacker's own making.
+ADAPTIVE = (
+    "differentiators",
+    "one full student",
+    "confidence",
+    "neuron distance",
+    "full fine-tuning",
+    "hardened teacher",
+    "not pruned",
+    "grey box",
+)
 
 
 @dataclass(frozen=True)
@@ -98,10 +107,16 @@ class Differentiators:
             self,
             positive=("away", "away_weight", "adversarial_eps", "beyond"),
             shares=("ratios", "distilled", "rate", "adversarial_eps"),
-            counts=("teacher_images", "student_images", "pairs", "candidates", "members", "rivals"),
+            counts=("teacher_images", "student_images", "pairs", "candidates", "members", "rivals", "layers"),
             filled=("keeps", "layers", "ratios", "rankings", "adaptive"),
         )
         check(self, counts=("away_stages", "adversarial_steps"))
+        if list(self.keeps) != sorted(self.keeps, reverse=True):
+            raise KdsecError(f"setting keeps={self.keeps}: name the student that keeps most layers first")
+        if missing := set(self.keeps) - {0} - set(self.layers):
+            raise KdsecError(
+                f"setting layers={self.layers} lacks layer {max(missing)}, which students keep; attack it too"
+            )
         choose("dataset", self.dataset, DATASETS)
         choose("model", self.model, models.names())
         for defence in self.adaptive:
@@ -178,7 +193,7 @@ PROFILES = {
         weight=0.1,
         beta=1.0,
         beyond=2.0,
-        adaptive=("differentiators", "one full student"),
+        adaptive=ADAPTIVE[:5],
     ),
     "small": Differentiators(
         dataset="cifar100",
@@ -187,18 +202,18 @@ PROFILES = {
         student_classes=10,
         teacher_images=22_000,
         student_images=4_400,
-        model="resnet20",
-        keeps=(10, 7, 0),
-        layers=(10, 7, 4),
+        model="cnn",
+        keeps=(4, 2, 0),
+        layers=(4, 3, 2),
         recipe=_PHOTOS,
         student_recipe=dataclasses.replace(_PHOTOS, lr=0.05),
-        pairs=200,
-        candidates=5,
-        mimicry=Dssim(steps=500, stabilizer=1e-6, penalty=1e6),
+        pairs=100,
+        candidates=3,
+        mimicry=Dssim(steps=300, stabilizer=1e-6, penalty=1e6),
         budgets=(0.001, 0.01),
-        per_pixel=Linf(eps=4 / 255, steps=100),
+        per_pixel=Linf(eps=4 / 255, steps=60),
         epsilons=(2 / 255, 8 / 255),
-        making=Making(Recipe(epochs=6, batch_size=64, lr=0.02, augment=Augment(crop=4, flip=True))),
+        making=Making(Recipe(epochs=5, batch_size=64, lr=0.02, augment=Augment(crop=4, flip=True))),
         ratios=(0.0,),
         rankings=("random",),
         distilled=0.7,
@@ -211,12 +226,12 @@ PROFILES = {
         away_weight=0.01,
         away_recipe=Recipe(epochs=1, batch_size=64, lr=0.02, augment=Augment(crop=4, flip=True)),
         adversarial_eps=4 / 255,
-        adversarial_steps=2,
-        rivals=4,
+        adversarial_steps=1,
+        rivals=3,
         weight=0.1,
         beta=1.0,
         beyond=2.0,
-        adaptive=("differentiators", "one full student"),
+        adaptive=ADAPTIVE[:5],
     ),
     # Half of CIFAR-100 to the other half; the attack with the settings of its authors' code.
     "paper": Differentiators(
