@@ -15,7 +15,7 @@ from kdsec.defenses.pruning import RANKINGS
 from kdsec.errors import KdsecError, choose
 from kdsec.train import Recipe
 
-# Defences that the attacker who knows is set on. In the "grey box" the differentiators are of the attacker's own making.
+# Whom the attacker who knows is set on; differentiators in the "grey box" are the attacker's own.
 ADAPTIVE = (
     "differentiators",
     "one full student",
