@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdsec import chapters, models
-from kdsec.attacks.joint import margin
+from kdsec.attacks.ascent import margin
 from kdsec.attacks.mimicry import mimic
 from kdsec.chapters.differentiators import ADAPTIVE, PROFILES
 from kdsec.defenses.pruning import RANKINGS
@@ -77,7 +77,7 @@ def test_the_margin_that_passes_a_threshold_does(classes):
         logits = 4 * torch.randn(2_000, classes, generator=generator, dtype=torch.float64)
         wide = torch.tensor(theta, dtype=torch.float64).logit() + torch.tensor(classes - 1.0).log()
         logits[:, 0] += wide + 4
-        enough = margin(logits, torch.zeros(2_000, dtype=torch.long)) >= wide
+        enough = -margin(logits, torch.zeros(2_000, dtype=torch.long)) >= wide
         assert enough.any() and (logits.softmax(1)[enough, 0] >= theta - 1e-6).all()
     # For two classes no smaller margin will do.
     short = torch.tensor([[0.9, 0.0]], dtype=torch.float64).logit()[:, :1]

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from kdsec import data, models
-from kdsec.attacks import joint as joint_attack
 from kdsec.attacks import mimicry
 from kdsec.attacks.joint import best_attempt, joint
 from kdsec.attacks.mimicry import choose_pairs, gini, mimic, mimic_any, mimicked, outputs
@@ -343,12 +342,6 @@ def test_without_judges_the_joint_attack_is_mimicry(teacher, student, some):
     labels = chosen.target_labels[:8]
     alone = joint(student, teacher, 3, {}, sources, targets, labels, PER_PIXEL, beta=0)
     assert (alone - mimic(teacher, 3, sources, targets, PER_PIXEL)).abs().mean() < 2e-3
-
-
-def test_margin_is_that_of_the_label():
-    logits = torch.tensor([[1.0, 5, 3], [4, 0, 1]])
-    assert joint_attack.margin(logits, torch.tensor([0, 0])).tolist() == [-4, 3]
-    assert joint_attack.margin(logits, torch.tensor([1, 2])).tolist() == [2, -3]
 
 
 def test_a_batch_of_many_targets_is_attacked_as_each_target_alone(teacher, student, some):

@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from kdsec.attacks.ascent import margin
 from kdsec.attacks.mimicry import Mimic, outputs
 from kdsec.attacks.search import Budget, search
 from kdsec.errors import KdsecError
@@ -61,18 +62,11 @@ class Joint:
             rows = (place >= 0).nonzero().squeeze(1)
             if len(rows):
                 asked = images if len(rows) == len(images) else images[rows]
-                short = (self.kappa - margin(net(asked), place[rows])).clamp(min=0)
+                short = (self.kappa + margin(net(asked), place[rows])).clamp(min=0)  # margin is -m
                 total = total.index_add(0, rows, self.beta * short)
         if self.weight:
             total = total + self.weight * self.mimic(images, index) / self.scale[index]
         return total
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of ``labels`` ``(N,)`` minus the largest other one, ``(N,)``."""
-    chosen = labels[:, None]
-    others = logits.scatter(1, chosen, -torch.inf)
-    return logits.gather(1, chosen).squeeze(1) - others.amax(1)
 
 
 def joint(
