@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from kdsec import data, models
-from kdsec.attacks import joint as joint_attack
 from kdsec.attacks import mimicry
 from kdsec.attacks.joint import best_attempt, joint
 from kdsec.attacks.mimicry import choose_pairs, gini, mimic, mimic_any, mimicked, outputs
@@ -346,9 +345,22 @@ def test_without_judges_the_joint_attack_is_mimicry(teacher, student, some):
     assert (alone - mimic(teacher, 3, sources, targets, PER_PIXEL)).abs().mean() < 2e-3
 
 
-def test_margin_is_that_of_the_label():
-    logits = torch.tensor([[1.0, 5, 3], [4, 0, 1]])
-    assert joint_attack.margin(logits, 0).tolist() == [-4, 3]
+def test_a_batch_of_many_targets_is_attacked_as_each_target_alone(teacher, student, some):
+    """Each judge is asked about its own classes, at its own output, and about no others."""
+    sources, targets, chosen = some
+    labels = chosen.target_labels
+    pair = transfer(teacher, 2, 0, seed=3).eval()
+    verifiers = {0: [(pair, 0)], 3: [(pair, 1)]}
+    budget = dataclasses.replace(PER_PIXEL, steps=5)
+    together = joint(student, teacher, 3, verifiers, sources, targets, labels, budget)
+    for label in labels.unique().tolist():
+        rows = labels == label
+        mine = {label: verifiers[label]} if label in verifiers else {}
+        alone = joint(student, teacher, 3, mine, sources[rows], targets[rows], labels[rows], budget)
+        assert (alone - together[rows]).abs().mean() < 2e-3
+        if mine:
+            without = joint(student, teacher, 3, {}, sources[rows], targets[rows], labels[rows], budget)
+            assert (alone - without).abs().mean() > 4e-3
 
 
 # ---- mistakes -----------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from kdsec.attacks.ascent import margin
 from kdsec.attacks.mimicry import Mimic, outputs
-from kdsec.attacks.search import Budget, portion, search
+from kdsec.attacks.search import Budget, search
 from kdsec.errors import KdsecError
 from kdsec.models import Classifier
 from kdsec.transfer import check_cut, unfold
@@ -35,12 +36,13 @@ class _Opinion(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Joint:
-    """The sum above, for images that all have one target class.
+    """The sum above.
 
     Attributes:
         mimic: features wanted of the teacher.
         scale: distance of the features before the attack, ``(N,)``.
-        judges: the student and its verifiers, with the target's place among the outputs of each.
+        judges: the student and the verifiers, each with the target's place among its outputs ``(N,)``, or -1
+            for images that it is not asked about.
         weight: w.
         beta: weight of the judges.
         kappa: margin in logits at which a judge is content.
@@ -48,23 +50,23 @@ class Joint:
 
     mimic: Mimic
     scale: Tensor
-    judges: tuple[tuple[nn.Module, int], ...]
+    judges: tuple[tuple[nn.Module, Tensor], ...]
     weight: float
     beta: float
     kappa: float
 
     def __call__(self, images: Tensor, index: Tensor) -> Tensor:
-        short = [(self.kappa - margin(net(images), place)).clamp(min=0) for net, place in self.judges]
-        total = self.beta * torch.stack(short).sum(0)
+        total = torch.zeros(len(images), device=images.device)
+        for net, places in self.judges:
+            place = places[index]
+            rows = (place >= 0).nonzero().squeeze(1)
+            if len(rows):
+                asked = images if len(rows) == len(images) else images[rows]
+                short = (self.kappa + margin(net(asked), place[rows])).clamp(min=0)  # margin is -m
+                total = total.index_add(0, rows, self.beta * short)
         if self.weight:
             total = total + self.weight * self.mimic(images, index) / self.scale[index]
         return total
-
-
-def margin(logits: Tensor, label: int) -> Tensor:
-    """Logit of ``label`` minus the largest other one, ``(N,)``."""
-    others = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1)
-    return logits[:, label] - others.amax(1)
 
 
 def joint(
@@ -109,19 +111,22 @@ def joint(
     modes = [judge.training for judge in judges]
     for judge in judges:
         judge.eval()
-    made = torch.zeros(sources.shape, device=sources.device)
+    # Each network once a step, on all images that it is asked about.
+    places = {id(student): (student, target_labels.clone())}
     for label in target_labels.unique().tolist():
-        rows = (target_labels == label).nonzero().squeeze(1)
-        wanted = outputs(net, layer, targets[rows])
-        objective = Joint(
-            mimic=Mimic(net, layer, wanted),
-            scale=(outputs(net, layer, sources[rows]) - wanted).norm(dim=1).clamp(min=1e-6),
-            judges=((student, label), *verifiers.get(label, ())),
-            weight=weight,
-            beta=beta,
-            kappa=kappa,
-        )
-        made[rows] = search(objective, sources[rows], portion(budget, rows), batch_size).images
+        for judge, place in verifiers.get(label, ()):
+            _, asked = places.setdefault(id(judge), (judge, torch.full_like(target_labels, -1)))
+            asked[target_labels == label] = place
+    wanted = outputs(net, layer, targets)
+    objective = Joint(
+        mimic=Mimic(net, layer, wanted),
+        scale=(outputs(net, layer, sources) - wanted).norm(dim=1).clamp(min=1e-6),
+        judges=tuple(places.values()),
+        weight=weight,
+        beta=beta,
+        kappa=kappa,
+    )
+    made = search(objective, sources, budget, batch_size).images
     for judge, mode in zip(judges, modes, strict=True):
         judge.train(mode)
     return made

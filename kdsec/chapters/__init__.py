@@ -41,6 +41,7 @@ CHAPTERS = {
         Chapter("poisoned-distillation", 3, "A clean teacher, poisoned images, a backdoored student"),
         Chapter("reversed-maximization", 4, "Reversed maximization, and thieves without data"),
         Chapter("purification", 5, "Purification by distillation"),
+        Chapter("differentiators", 6, "Attacks through a public teacher, and distilled differentiators"),
     )
 }
 

@@ -15,6 +15,18 @@ from kdsec.defenses.pruning import RANKINGS
 from kdsec.errors import KdsecError, choose
 from kdsec.train import Recipe
 
+# Whom the attacker who knows is set on; differentiators in the "grey box" are the attacker's own.
+ADAPTIVE = (
+    "differentiators",
+    "one full student",
+    "confidence",
+    "neuron distance",
+    "full fine-tuning",
+    "hardened teacher",
+    "not pruned",
+    "grey box",
+)
+
 
 @dataclass(frozen=True)
 class Differentiators:
@@ -27,7 +39,8 @@ class Differentiators:
         student_classes: how many, from the last backwards, the students learn.
         teacher_images, student_images: training images of each.
         model: the network.
-        keeps: layers that the students keep; the first is the student of the main table.
+        keeps: layers that the students keep; the first, with most, is the student that is looked at closely.
+        layers: of the teacher, which attacks mimic; the deepest first.
         recipe: of the teacher; ``student_recipe`` of the students.
         pairs: attacked source and target pairs.
         candidates: targets that a non-targeted attack chooses from.
@@ -42,9 +55,14 @@ class Differentiators:
         sizes: other m.
         group: classes of a larger group.
         rate: false-rejection rate that thresholds are chosen for.
-        away, away_stages, away_weight: D, its steps, and the weight of neuron-distance retraining.
+        away, away_stages, away_weight, away_recipe: D, its steps, weight and recipe of a step of
+            neuron-distance retraining.
         adversarial_eps: of the adversarially trained teacher.
-        weight, beta, kappa: of the joint attack.
+        adversarial_steps: of its projected gradient descent.
+        rivals: other whole students that may be asked instead.
+        weight, beta: of the joint attack.
+        beyond: logits by which it aims past the rejection threshold.
+        adaptive: defences that it is set on.
     """
 
     dataset: str
@@ -55,6 +73,7 @@ class Differentiators:
     student_images: int
     model: str
     keeps: tuple[int, ...]
+    layers: tuple[int, ...]
     recipe: Recipe
     student_recipe: Recipe
     pairs: int
@@ -74,21 +93,34 @@ class Differentiators:
     away: float
     away_stages: int
     away_weight: float
+    away_recipe: Recipe
     adversarial_eps: float
+    adversarial_steps: int
+    rivals: int
     weight: float
     beta: float
-    kappa: float
+    beyond: float
+    adaptive: tuple[str, ...]
 
     def __post_init__(self) -> None:
         check(
             self,
-            positive=("away", "away_weight", "adversarial_eps", "kappa"),
+            positive=("away", "away_weight", "adversarial_eps", "beyond"),
             shares=("ratios", "distilled", "rate", "adversarial_eps"),
-            counts=("teacher_images", "student_images", "pairs", "candidates", "members", "away_stages"),
-            filled=("keeps", "ratios", "rankings"),
+            counts=("teacher_images", "student_images", "pairs", "candidates", "members", "rivals", "layers"),
+            filled=("keeps", "layers", "ratios", "rankings", "adaptive"),
         )
+        check(self, counts=("away_stages", "adversarial_steps"))
+        if list(self.keeps) != sorted(self.keeps, reverse=True):
+            raise KdsecError(f"setting keeps={self.keeps}: name the student that keeps most layers first")
+        if missing := set(self.keeps) - {0} - set(self.layers):
+            raise KdsecError(
+                f"setting layers={self.layers} lacks layer {max(missing)}, which students keep; attack it too"
+            )
         choose("dataset", self.dataset, DATASETS)
         choose("model", self.model, models.names())
+        for defence in self.adaptive:
+            choose("defence", defence, ADAPTIVE)
         for ranking in self.rankings:
             choose("ranking", ranking, RANKINGS)
         for budget in self.budgets:
@@ -123,20 +155,21 @@ _PHOTOS = Recipe(epochs=12, batch_size=128, lr=0.2, augment=Augment(crop=4, flip
 PROFILES = {
     "quick": Differentiators(
         dataset="digits",
-        validation=0.15,
+        validation=0.25,
         teacher_classes=5,
         student_classes=5,
-        teacher_images=500,
-        student_images=490,
-        model="digits-cnn",
-        keeps=(3, 2, 1, 0),
+        teacher_images=430,
+        student_images=420,
+        model="digits-small",
+        keeps=(3, 2, 0),
+        layers=(3, 2, 1),
         recipe=_DIGITS,
         student_recipe=dataclasses.replace(_DIGITS, batch_size=32, lr=0.05),
-        pairs=100,
+        pairs=80,
         candidates=4,
         # Strokes of full contrast: a wider budget than for photographs, room for three levels of the pyramid,
         # pixels of 0 and 1 that can move, and larger steps than the authors' 2,000.
-        mimicry=Dssim(budget=0.03, steps=150, levels=3, slack=0.01, stabilizer=1e-5, penalty=1e4),
+        mimicry=Dssim(budget=0.03, steps=120, levels=3, slack=0.01, stabilizer=1e-5, penalty=1e4),
         budgets=(0.01, 0.1),
         per_pixel=Linf(eps=50 / 255, steps=50),
         epsilons=(25 / 255, 75 / 255),
@@ -153,10 +186,14 @@ PROFILES = {
         away=60.0,
         away_stages=5,
         away_weight=0.01,
+        away_recipe=Recipe(epochs=3, batch_size=32, lr=0.02, augment=Augment(crop=1), precision="float32"),
         adversarial_eps=0.1,
+        adversarial_steps=3,
+        rivals=3,
         weight=0.1,
         beta=1.0,
-        kappa=6.0,
+        beyond=2.0,
+        adaptive=ADAPTIVE[:5],
     ),
     "small": Differentiators(
         dataset="cifar100",
@@ -165,17 +202,18 @@ PROFILES = {
         student_classes=10,
         teacher_images=22_000,
         student_images=4_400,
-        model="resnet20",
-        keeps=(10, 7, 4, 0),
-        recipe=_PHOTOS,
+        model="cnn",
+        keeps=(4, 2, 0),
+        layers=(4, 3, 2),
+        recipe=dataclasses.replace(_PHOTOS, epochs=10),
         student_recipe=dataclasses.replace(_PHOTOS, lr=0.05),
-        pairs=200,
-        candidates=5,
-        mimicry=Dssim(steps=500, stabilizer=1e-6, penalty=1e6),
+        pairs=80,
+        candidates=3,
+        mimicry=Dssim(steps=300, stabilizer=1e-5, penalty=1e6),
         budgets=(0.001, 0.01),
-        per_pixel=Linf(eps=4 / 255, steps=100),
+        per_pixel=Linf(eps=4 / 255, steps=60),
         epsilons=(2 / 255, 8 / 255),
-        making=Making(Recipe(epochs=6, batch_size=64, lr=0.02, augment=Augment(crop=4, flip=True))),
+        making=Making(Recipe(epochs=5, batch_size=64, lr=0.02, augment=Augment(crop=4, flip=True))),
         ratios=(0.0,),
         rankings=("random",),
         distilled=0.7,
@@ -186,10 +224,14 @@ PROFILES = {
         away=30.0,
         away_stages=5,
         away_weight=0.01,
+        away_recipe=Recipe(epochs=1, batch_size=64, lr=0.02, augment=Augment(crop=4, flip=True)),
         adversarial_eps=4 / 255,
+        adversarial_steps=1,
+        rivals=3,
         weight=0.1,
         beta=1.0,
-        kappa=6.0,
+        beyond=2.0,
+        adaptive=ADAPTIVE[:5],
     ),
     # Half of CIFAR-100 to the other half; the attack with the settings of its authors' code.
     "paper": Differentiators(
@@ -201,6 +243,7 @@ PROFILES = {
         student_images=5_000,
         model="vgg16",
         keeps=(13, 8, 4, 0),
+        layers=(13, 11, 8, 6, 4, 2),
         recipe=Recipe(epochs=100, batch_size=128, lr=0.1, augment=Augment(crop=4, flip=True)),
         student_recipe=Recipe(epochs=30, batch_size=64, lr=0.02, augment=Augment(crop=4, flip=True)),
         pairs=500,
@@ -220,9 +263,13 @@ PROFILES = {
         away=30.0,
         away_stages=25,
         away_weight=0.01,
+        away_recipe=Recipe(epochs=1, batch_size=32, lr=0.02, augment=Augment(crop=4, flip=True)),
         adversarial_eps=4 / 255,
+        adversarial_steps=7,
+        rivals=5,
         weight=0.1,
         beta=1.0,
-        kappa=6.0,
+        beyond=2.0,
+        adaptive=ADAPTIVE,
     ),
 }

@@ -65,6 +65,17 @@ ARM_COLOURS = {
     "end to end": PINK,
     "PGD-AT": RED,
     "TRADES": "#8C6D31",
+    # Who checks a student's answers.
+    "differentiators": BLUE,
+    "not pruned": SKY,
+    "random pruning": ORANGE,
+    "reverse pruning": PINK,
+    "distilled": GREEN,
+    "one full student": RED,
+    "full students": "#8C6D31",
+    "confidence": "#5A5A5A",
+    "squeezing": YELLOW,
+    "input dropout": "#B0B0B0",
 }
 
 
