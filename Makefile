@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 book: $(STAMP)
-	@$(VENV)/bin/kdsec run --profile quick --seeds 0 --out _build/run
+	@$(VENV)/bin/kdsec run --profile quick --seeds 0 --jobs 2 --out _build/run
 	@$(PY) book/build.py
 
 # Two workers, a file at a time: fixtures train networks once per file.

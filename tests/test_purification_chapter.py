@@ -29,7 +29,7 @@ from tests.test_plots import EYES, nearest
         ({"probes": 0}, "probes=0 must be 1 or more"),
         ({"restarts": 0}, "restarts=0 must be 1 or more"),
         ({"bits": 0}, "bits=0 must be 1 or more"),
-        ({"library": 161}, "library=161 must be between 0 and the number of probes, 160"),
+        ({"library": 121}, "library=121 must be between 0 and the number of probes, 120"),
     ],
 )
 def test_impossible_settings_end_in_one_line(setting, message):
