@@ -6,8 +6,9 @@ callable ``loss(model, batch) -> scalar``. The loop knows nothing else about wha
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -231,6 +232,22 @@ class Score(NamedTuple):
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.total)
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode inside the block; afterwards every layer is in the mode that *it* was in.
+
+    ``model.train(was_training)`` would not do: in a purifier that trains in front of a classifier that does
+    not, the two parts are in different modes.
+    """
+    modes = [(layer, layer.training) for layer in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+
+
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor | ImageSet, batch_size: int = 250) -> Tensor:
     """Logits ``(N, K)`` in eval mode and float32; the model is put back into the mode it was in.
@@ -241,13 +258,11 @@ def predict(model: nn.Module, images: Tensor | ImageSet, batch_size: int = 250) 
         batch_size: images at a time; on a CPU, batches that stay in the cache are several times faster.
     """
     pixels = images.images if isinstance(images, ImageSet) else images
-    was_training = model.training
-    model.eval()
-    logits = [
-        model(to_float(chunk).contiguous(memory_format=torch.channels_last)).float()
-        for chunk in pixels.split(batch_size)
-    ]
-    model.train(was_training)
+    with evaluating(model):
+        logits = [
+            model(to_float(chunk).contiguous(memory_format=torch.channels_last)).float()
+            for chunk in pixels.split(batch_size)
+        ]
     return torch.cat(logits)
 
 

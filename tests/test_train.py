@@ -238,3 +238,11 @@ def test_compiled_training_learns_the_same():
         )
         models.append(model)
     assert torch.allclose(weights(models[0]), weights(models[1]), atol=1e-3)
+
+
+def test_asking_a_network_whose_parts_are_in_different_modes_leaves_them_there():
+    body, head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4)), torch.nn.Linear(4, 2)
+    whole = torch.nn.Sequential(body.train(), head.eval())
+    whole.training = True
+    predict(whole, torch.rand(3, 1, 2, 2))
+    assert whole.training and body.training and body[1].training and not head.training

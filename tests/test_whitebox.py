@@ -8,14 +8,14 @@ from torch import nn
 
 from kdsec import data, models
 from kdsec.attacks import whitebox
-from kdsec.attacks.ascent import evaluating, margin
+from kdsec.attacks.ascent import margin
 from kdsec.attacks.evasion import distance, fgsm, pgd
 from kdsec.attacks.library import library
 from kdsec.attacks.masking import answers, beyond_noise, lost_gradients, masking_signs
 from kdsec.attacks.whitebox import LOSSES, Averaged, PassThrough, strongest, worst_case
 from kdsec.defenses.transformations import BitDepth, RandomNoise
 from kdsec.errors import KdsecError
-from kdsec.train import Recipe, fit, predict
+from kdsec.train import Recipe, evaluating, fit, predict
 
 RECIPE = Recipe(epochs=6, batch_size=64, lr=0.1, precision="float32")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdsec.attacks.evasion import Ball, length
 
@@ -59,19 +58,3 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """
     own = logits.gather(1, labels[:, None])
     return (logits.scatter(1, labels[:, None], -torch.inf).amax(1, keepdim=True) - own).squeeze(1)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Eval mode inside the block; afterwards every layer is in the mode that *it* was in.
-
-    ``model.train(was_training)`` would not do: in a purifier that trains in front of a classifier that does
-    not, the two parts are in different modes.
-    """
-    modes = [(layer, layer.training) for layer in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for layer, mode in modes:
-            layer.training = mode

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kdsec.data import UNLABELLED
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError, choose
-from kdsec.train import PRECISIONS, autocast_dtype
+from kdsec.train import PRECISIONS, autocast_dtype, evaluating
 
 NORMS = ("linf", "l2")
 TOLERANCE = 1e-5  # float32 rounding of an L2 norm over a few thousand pixels
@@ -215,6 +215,13 @@ def check_attack(images: Tensor, labels: Tensor, eps: float, norm: str) -> None:
         raise KdsecError("an attack needs one label an image; without, give predict(model, images).argmax(1)")
 
 
+def check_result(found: Tensor, clean: Tensor, eps: float, norm: str) -> None:
+    """Refuse images outside the budget or outside [0, 1]: the attack that made them is broken."""
+    gap = distance(found, clean, norm).max().item()
+    if not (gap <= eps + TOLERANCE and found.min().item() >= 0 and found.max().item() <= 1):
+        raise KdsecError(f"the attack left its budget: {norm} distance {gap:.6f} with eps={eps:g}")
+
+
 def in_batches(
     attack: Callable[[Tensor, Tensor], Tensor],
     model: nn.Module,
@@ -225,16 +232,11 @@ def in_batches(
     batch_size: int,
 ) -> Tensor:
     """Run ``attack`` on large batches of the model in eval mode, and check what it returns."""
-    was_training = model.training
-    model.eval()
     found = []
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for pixels, wanted in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             clean = to_float(pixels).float().contiguous(memory_format=torch.channels_last)
             result = attack(clean, wanted)
-            gap = distance(result, clean, norm).max().item()
-            if not (gap <= eps + TOLERANCE and result.min().item() >= 0 and result.max().item() <= 1):
-                raise KdsecError(f"the attack left its budget: {norm} distance {gap:.6f} with eps={eps:g}")
+            check_result(result, clean, eps, norm)
             found.append(result)
-    model.train(was_training)
     return torch.cat(found)

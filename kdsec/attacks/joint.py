@@ -24,6 +24,7 @@ from kdsec.attacks.mimicry import Mimic, outputs
 from kdsec.attacks.search import Budget, search
 from kdsec.errors import KdsecError
 from kdsec.models import Classifier
+from kdsec.train import evaluating
 from kdsec.transfer import check_cut, unfold
 
 Verifiers = Sequence[tuple[nn.Module, int]]  # networks, and which output of each is the target
@@ -108,9 +109,6 @@ def joint(
     check_cut(layer, net.depth, smallest=1)
     net.eval().requires_grad_(False)
     judges = [student, *(judge for table in verifiers.values() for judge, _ in table)]
-    modes = [judge.training for judge in judges]
-    for judge in judges:
-        judge.eval()
     # Each network once a step, on all images that it is asked about.
     places = {id(student): (student, target_labels.clone())}
     for label in target_labels.unique().tolist():
@@ -126,10 +124,8 @@ def joint(
         beta=beta,
         kappa=kappa,
     )
-    made = search(objective, sources, budget, batch_size).images
-    for judge, mode in zip(judges, modes, strict=True):
-        judge.train(mode)
-    return made
+    with evaluating(nn.ModuleList(judges)):
+        return search(objective, sources, budget, batch_size).images
 
 
 def best_attempt(

@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.attacks.ascent import evaluating
 from kdsec.attacks.evasion import Ball, check_attack, fgsm
 from kdsec.attacks.whitebox import check_budget, strongest
 from kdsec.data.imageset import to_float
-from kdsec.train import predict
+from kdsec.train import evaluating, predict
 
 NEXT_TO_NOTHING = 0.01  # a share of images
 

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.attacks.ascent import climb, evaluating, margin
-from kdsec.attacks.evasion import TOLERANCE, Ball, autocast, check_attack, distance
+from kdsec.attacks.ascent import climb, margin
+from kdsec.attacks.evasion import Ball, autocast, check_attack, check_result
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError, choose
-from kdsec.train import predict
+from kdsec.train import evaluating, predict
 
 LOSSES = ("cross-entropy", "margin")
 
@@ -121,13 +121,6 @@ def check_budget(eps: float, steps: int) -> None:
         raise KdsecError("eps=0 is no attack; give a budget above 0, or use evaluate() for clean accuracy")
     if steps < 1:
         raise KdsecError(f"steps={steps}: an attack needs at least 1")
-
-
-def check_result(found: Tensor, clean: Tensor, eps: float, norm: str) -> None:
-    """Refuse images outside the budget or outside [0, 1]: the attack that made them is broken."""
-    gap = distance(found, clean, norm).max().item()
-    if not (gap <= eps + TOLERANCE and found.min().item() >= 0 and found.max().item() <= 1):
-        raise KdsecError(f"the attack left its budget: {norm} distance {gap:.6f} with eps={eps:g}")
 
 
 def worst_case(model: nn.Module, candidates: Sequence[Tensor], labels: Tensor) -> Tensor:

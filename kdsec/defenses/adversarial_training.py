@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.attacks.ascent import climb, evaluating
+from kdsec.attacks.ascent import climb
 from kdsec.attacks.evasion import Ball, ascend
 from kdsec.data import UNLABELLED, Batch
 from kdsec.errors import KdsecError
-from kdsec.train import cross_entropy
+from kdsec.train import cross_entropy, evaluating
 
 
 @dataclass(frozen=True)

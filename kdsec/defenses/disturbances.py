@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdsec.attacks.ascent import evaluating
 from kdsec.data import Batch
 from kdsec.defenses.adversarial_training import attack_batch, check_training_attack
 from kdsec.defenses.purifiers import check_fit, frozen
 from kdsec.errors import KdsecError
+from kdsec.train import evaluating
 
 # ``disturb(purifier, batch)`` gives the clean and the disturbed images, both (B, C, H, W).
 Disturbance = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError, choose
+from kdsec.train import evaluating
 from kdsec.transfer import Student
 
 # Which channels go first.
@@ -78,15 +79,13 @@ def activity(net: Student, images: Tensor, statistic: str = "mean") -> list[Tens
         return link.reader.register_forward_pre_hook(add)
 
     hooks = [watch(place, link) for place, link in enumerate(thinned)]
-    was_training = net.training
-    net.eval()
     try:
-        for part in images.split(250):
-            net(to_float(part))
+        with evaluating(net):
+            for part in images.split(250):
+                net(to_float(part))
     finally:
         for hook in hooks:
             hook.remove()
-        net.train(was_training)
     return [total / len(images) for total in sums]
 
 
@@ -157,14 +156,12 @@ def cost(net: nn.Module, shape: Sequence[int]) -> Cost:
 
     counted = [part for part in net.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
     hooks = [part.register_forward_hook(count) for part in counted]
-    was_training = net.training
-    net.eval()
     try:
-        net(torch.zeros(1, *shape, device=next(net.parameters()).device))
+        with evaluating(net):
+            net(torch.zeros(1, *shape, device=next(net.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()
-        net.train(was_training)
     return Cost(sum(each.numel() for each in net.parameters()), sum(spent))
 
 

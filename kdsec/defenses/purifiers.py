@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from kdsec.attacks.ascent import evaluating
 from kdsec.errors import KdsecError
+from kdsec.train import evaluating
 
 
 class Correction(nn.Module):

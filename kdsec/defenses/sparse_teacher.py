@@ -23,7 +23,7 @@ from kdsec.defenses.stingy import keep_largest
 from kdsec.distill import check_temperature
 from kdsec.errors import KdsecError, choose
 from kdsec.models import Classifier
-from kdsec.train import cross_entropy
+from kdsec.train import cross_entropy, evaluating
 
 DIVERGENCES = ("epd", "kl")
 SOURCES = ("current", "random")
@@ -108,10 +108,8 @@ class SparseTeacherLoss:
     def target(self, model: nn.Module, disturbed: Tensor) -> Tensor:
         """The sparse probabilities ``(B, K)`` that the clean answers are pulled towards."""
         network = self.source if isinstance(self.source, nn.Module) else model
-        was_training = network.training
-        network.eval()  # batch normalisation must not learn from the disturbed images
-        logits = network(disturbed)
-        network.train(was_training)
+        with evaluating(network):  # batch normalisation must not learn from the disturbed images
+            logits = network(disturbed)
         if self.source == "random":
             logits = logits.gather(1, torch.rand_like(logits).argsort(1))
         return sparse_targets(logits, self.keep, self.temperature)
