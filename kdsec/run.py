@@ -35,7 +35,7 @@ class Run:
 
     Attributes:
         chapter: its name.
-        profile: ``quick``, ``small`` or ``paper``.
+        profile: one of ``kdsec.chapters.PROFILES``.
         seed: of the data split, the initial weights and the training.
         device: where tensors live.
         settings: the chapter's frozen settings at this profile.
@@ -43,6 +43,7 @@ class Run:
         records: the rows measured so far.
         out: folder for the records, or None to keep them in memory.
         overrides: settings changed from the profile's.
+        checksums: of all data, for the provenance.
         threads: what ``finish`` sets the number of threads back to.
     """
 
@@ -56,8 +57,23 @@ class Run:
     cache: Cache
     out: pathlib.Path | None
     overrides: dict[str, Any]
+    checksums: dict[str, str] = field(default_factory=dict)
     threads: int = field(default_factory=torch.get_num_threads)
     started: float = field(default_factory=time.monotonic)
+
+    def more_data(self, name: str) -> Splits:
+        """Another data set beside ``data``, split by the same seed; the same one again is ``data`` itself.
+
+        Raises:
+            KdsecError: an unknown name, or data that is neither here nor to be had.
+        """
+        if name == self.data.name:
+            return self.data
+        share = self.settings.validation
+        splits = data.load(name, validation=share, seed=self.seed, device=self.device)
+        self.checksums |= {f"{name} {part}": checksum for part, checksum in splits.checksums.items()}
+        print(f"{name}: {_sizes(splits)}")
+        return splits
 
     def build(self, name: str) -> nn.Module:
         """A classifier for this run's data by name, with initial weights from this run's seed.
@@ -124,7 +140,7 @@ class Run:
         facts = provenance(
             device=self.device,
             seconds=time.monotonic() - self.started,
-            data=self.data.checksums,
+            data=self.data.checksums | self.checksums,
             settings=self.settings,
             overrides=self.overrides,
         )
@@ -175,10 +191,8 @@ def start(
     if splits.train.images[0, 0].numel() <= 64:
         torch.set_num_threads(1)  # on 8x8 images a second thread costs more than it gains
     torch.manual_seed(seed)  # for code in exercises that draws from the global generator
-    # The split is seeded: its fingerprint tells a reader, and nbval, whether this is the run it claims to be.
-    sizes = f"{len(splits.train)} training, {len(splits.val)} validation, {len(splits.test)} test images"
     print(f"chapter {chapter}, profile {profile}, seed {seed}")
-    print(f"{settings.dataset}: {sizes}; split {splits.train.checksum[:8]}")
+    print(f"{settings.dataset}: {_sizes(splits)}")
     return Run(
         chapter=chapter,
         profile=profile,
@@ -192,6 +206,12 @@ def start(
         overrides=dict(overrides or {}),
         threads=threads,
     )
+
+
+def _sizes(splits: Splits) -> str:
+    """One line. The split is seeded: its fingerprint tells a reader, and nbval, which run this is."""
+    counts = f"{len(splits.train)} training, {len(splits.val)} validation, {len(splits.test)} test images"
+    return f"{counts}; split {splits.train.checksum[:8]}"
 
 
 def resolve_device(device: str) -> torch.device:

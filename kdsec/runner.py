@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdsec import notebook
-from kdsec.chapters import CHAPTERS, PROFILES, settings
+from kdsec.chapters import CHAPTERS, PROFILES, profiles, settings
 from kdsec.errors import KdsecError, choose
 from kdsec.execute import Job
 from kdsec.imports import imported_files
@@ -68,7 +68,7 @@ def run_chapters(
 
     Args:
         chapters: names; none means all.
-        profile: ``quick``, ``small`` or ``paper``.
+        profile: one of ``kdsec.chapters.PROFILES``.
         seeds: one run for each.
         jobs: how many run at once; the processor's cores are shared out among them.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -116,7 +116,8 @@ def _plan(
 ) -> list[Job]:
     """Check all that can be checked before anything runs, and list what there is to run."""
     choose("profile", profile, PROFILES)
-    names = list(dict.fromkeys(choose("chapter", name, CHAPTERS) for name in chapters or CHAPTERS))
+    all_that_have_it = [name for name in CHAPTERS if profile in profiles(name)]
+    names = list(dict.fromkeys(choose("chapter", name, CHAPTERS) for name in chapters or all_that_have_it))
     _check_seeds(seeds)
     _check_device(device)
     if overrides and out is None:

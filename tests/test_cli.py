@@ -46,7 +46,7 @@ MISTAKES = {
     "list --nonsense": "--nonsense",
     "--vers": "COMMAND",
     "run opning": "did you mean 'opening'",
-    "run --profile medium": "choose from: quick, small, paper",
+    "run --profile medium": "choose from: quick, small, second, paper",
     "run --prof quick": "--prof",
     "run --seeds": "expected one argument",
     "run --seeds a": "0,1,2 or 0-4",
@@ -77,7 +77,7 @@ MISTAKES = {
     "data pack digit --to o": "did you mean 'digits'",
     "data check mnits": "did you mean 'mnist'",
     "results opning": "did you mean 'opening'",
-    "results --profile big": "choose from: quick, small, paper",
+    "results --profile big": "choose from: quick, small, second, paper",
     "results --format xml": "choose from: table, csv, json",
     "results --out nowhere": "no records",
 }

@@ -31,7 +31,7 @@ from kdsec.transfer import only, unfold
         ({"adversarial_steps": 0}, "adversarial_steps=0 must be 1 or more"),
         ({"rankings": ("activations",)}, "did you mean 'activation'"),
         ({"student_classes": 1}, "at least 2"),
-        ({"teacher_classes": 6}, "together at most the 10"),
+        ({"teacher_classes": 6}, "at most the 10 of digits"),
         ({"group": 6}, "must be 2 to 5"),
         ({"rate": 1.5}, "between 0 and 1"),
     ],
@@ -66,7 +66,14 @@ def test_layers_exist_and_classes_are_shared_out(profile):
     assert at.keeps[0] == depth and max(at.layers) == depth
     assert set(at.keeps) - {0} <= set(at.layers)  # every frozen student is attacked at its own K
     taught, learnt = at.classes
-    assert not set(taught) & set(learnt) and len(learnt) == at.student_classes
+    assert len(learnt) == at.student_classes
+    assert at.dataset != at.student_dataset or not set(taught) & set(learnt)
+
+
+def test_traffic_signs_are_never_mirrored():
+    at = PROFILES["second"]
+    assert at.student_dataset == "gtsrb"
+    assert not any(each.augment.flip for each in (at.student_recipe, at.making.recipe, at.away_recipe))
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10])

@@ -450,7 +450,7 @@ def test_impossible_settings_are_refused(overrides, message):
         chapters.settings("poisoned-distillation", "quick", overrides)
 
 
-@pytest.mark.parametrize("profile", chapters.PROFILES)
+@pytest.mark.parametrize("profile", chapters.profiles("poisoned-distillation"))
 def test_the_triggers_of_every_profile_fit_its_images(profile):
     at = chapters.settings("poisoned-distillation", profile)
     shape = {"digits": SHAPE, "cifar10": (3, 32, 32)}[at.dataset]

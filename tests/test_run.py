@@ -46,7 +46,7 @@ def weights(model):
     ("arguments", "message"),
     [
         ({"chapter": "opning"}, "did you mean 'opening'.*choose from: opening"),
-        ({"profile": "medium"}, "unknown profile 'medium'.*choose from: quick, small, paper"),
+        ({"profile": "medium"}, "unknown profile 'medium'.*choose from: quick, small, second, paper"),
         ({"device": "tpu"}, "unknown device 'tpu'.*choose from: auto, cpu, cuda"),
         ({"device": None}, "unknown device None"),
         ({"seed": -1}, "seed=-1 must be a whole number"),
@@ -245,9 +245,9 @@ def test_without_out_nothing_is_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", chapters.CHAPTERS)
-def test_every_chapter_has_three_frozen_profiles(name):
+def test_every_chapter_has_frozen_profiles(name):
     kinds = set()
-    for profile in chapters.PROFILES:
+    for profile in chapters.profiles(name):
         settings = chapters.settings(name, profile)
         kinds.add(type(settings))
         for field in dataclasses.fields(settings):
@@ -255,13 +255,13 @@ def test_every_chapter_has_three_frozen_profiles(name):
                 setattr(settings, field.name, None)
             hash(getattr(settings, field.name))  # a list inside would not be frozen
     assert len(kinds) == 1
-    assert chapters.PROFILES == ("quick", "small", "paper")
+    assert {"quick", "small", "paper"} <= set(chapters.profiles(name)) <= set(chapters.PROFILES)
 
 
 @pytest.mark.parametrize("name", chapters.CHAPTERS)
 def test_a_chapters_own_settings_pass_the_check_of_overrides(name):
     """Each field's value is of the type that its annotation says, at every profile."""
-    for profile in chapters.PROFILES:
+    for profile in chapters.profiles(name):
         settings = chapters.settings(name, profile)
         values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
         assert chapters.settings(name, profile, values) == settings
@@ -280,7 +280,7 @@ TRAINING_IMAGES = {
 @pytest.mark.parametrize("name", chapters.CHAPTERS)
 def test_every_profile_and_companion_has_images_enough(name):
     module = importlib.import_module(f"kdsec.chapters.{name.replace('-', '_')}")
-    plans = [(profile, {}) for profile in chapters.PROFILES]
+    plans = [(profile, {}) for profile in chapters.profiles(name)]
     plans += [("paper", {"dataset": dataset}) for dataset in getattr(module, "COMPANIONS", {})]
     for profile, overrides in plans:
         settings = chapters.settings(name, profile, overrides)
@@ -295,10 +295,41 @@ def test_more_images_than_there_are_end_before_anything_is_trained(tmp_path):
 
 
 def test_opening_names_nets():
-    for profile in chapters.PROFILES:
+    for profile in chapters.profiles("opening"):
         settings = chapters.settings("opening", profile)
         assert {settings.teacher, settings.student} <= set(models.names())
         assert list(settings.queries) == sorted(set(settings.queries))
+
+
+def test_a_profile_that_a_chapter_lacks_is_refused_and_those_it_has_are_named():
+    with pytest.raises(KdsecError, match="profile of chapter opening.*second.*quick, small, paper") as error:
+        start("opening", profile="second")
+    assert "\n" not in str(error.value)
+
+
+def test_the_second_profile_is_the_small_one_on_other_data():
+    for name in chapters.CHAPTERS:
+        if "second" in chapters.profiles(name):
+            small, second = (chapters.settings(name, profile) for profile in ("small", "second"))
+            data = {"dataset", "student_dataset"} & {field.name for field in dataclasses.fields(small)}
+            assert any(getattr(small, field) != getattr(second, field) for field in data)
+
+
+def test_more_data_is_split_by_the_same_seed_and_named_in_the_provenance(tmp_path, capsys, monkeypatch):
+    run = start("opening", seed=3, out=tmp_path)
+    assert run.more_data("digits") is run.data and not run.checksums
+    asked = []
+
+    def load(name, **options):
+        asked.append((name, options))
+        return dataclasses.replace(run.data, name=name)
+
+    monkeypatch.setattr("kdsec.run.data.load", load)
+    assert run.more_data("gtsrb").name == "gtsrb" and "gtsrb: 1078 training" in capsys.readouterr().out
+    assert asked == [("gtsrb", {"validation": run.settings.validation, "seed": 3, "device": run.device})]
+    run.records.add("an arm", "a net", "accuracy", 0.5)
+    facts = json.loads(run.finish().with_suffix(".json").read_text())
+    assert facts["data"]["gtsrb test"] == run.data.test.checksum
 
 
 def test_overrides_do_not_stay():

@@ -1,6 +1,7 @@
-"""The chapters of the book by name, and their settings at each of the three scales.
+"""The chapters of the book by name, and their settings at each scale.
 
-One chapter is one module here: a frozen dataclass of settings and one value of it per profile. A chapter is
+One chapter is one module here: a frozen dataclass of settings and one value of it per profile; ``second`` is
+``small`` on another data set, in the chapters that ask whether a result is one of its data. A chapter is
 registered by one line in ``CHAPTERS``; the runner, the command line and the notebooks know it by that name.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 from kdsec.errors import KdsecError, choose
 
-PROFILES = ("quick", "small", "paper")
+PROFILES = ("quick", "small", "second", "paper")
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,9 @@ def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = N
     Raises:
         KdsecError: unknown chapter, profile or field, or a value of the wrong type.
     """
-    choose("chapter", chapter, CHAPTERS)
+    module = _module(choose("chapter", chapter, CHAPTERS))
     choose("profile", profile, PROFILES)
-    module = importlib.import_module(f"kdsec.chapters.{chapter.replace('-', '_')}")
-    base = module.PROFILES[profile]
+    base = module.PROFILES[choose(f"profile of chapter {chapter}", profile, module.PROFILES)]
     types_of = typing.get_type_hints(type(base))
     for name, value in (overrides or {}).items():
         choose(
@@ -71,6 +71,15 @@ def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = N
     if profile == "paper":
         chosen = getattr(module, "COMPANIONS", {}).get(chosen.get("dataset"), {}) | chosen
     return dataclasses.replace(base, **chosen)
+
+
+def profiles(chapter: str) -> tuple[str, ...]:
+    """The profiles that ``chapter`` has settings for, in the order of ``PROFILES``."""
+    return tuple(name for name in PROFILES if name in _module(chapter).PROFILES)
+
+
+def _module(chapter: str) -> types.ModuleType:
+    return importlib.import_module(f"kdsec.chapters.{chapter.replace('-', '_')}")
 
 
 def _check_type(name: str, value: Any, kind: Any) -> None:

@@ -33,10 +33,11 @@ class Differentiators:
     """A public teacher of some classes, students of others, and whoever checks the students' answers.
 
     Attributes:
-        dataset: whose classes teacher and student share out; no class is in both.
+        dataset: what the teacher classifies.
+        student_dataset: what the students do; if it is the teacher's, no class is in both.
         validation: share of the training images set aside: thresholds come from these.
         teacher_classes: how many classes, from the first on, the teacher learns.
-        student_classes: how many, from the last backwards, the students learn.
+        student_classes: how many, from the last of theirs backwards, the students learn.
         teacher_images, student_images: training images of each.
         model: the network.
         keeps: layers that the students keep; the first, with most, is the student that is looked at closely.
@@ -66,6 +67,7 @@ class Differentiators:
     """
 
     dataset: str
+    student_dataset: str
     validation: float
     teacher_classes: int
     student_classes: int
@@ -117,7 +119,8 @@ class Differentiators:
             raise KdsecError(
                 f"setting layers={self.layers} lacks layer {max(missing)}, which students keep; attack it too"
             )
-        choose("dataset", self.dataset, DATASETS)
+        for name in (self.dataset, self.student_dataset):
+            choose("dataset", name, DATASETS)
         choose("model", self.model, models.names())
         for defence in self.adaptive:
             choose("defence", defence, ADAPTIVE)
@@ -127,25 +130,27 @@ class Differentiators:
             dataclasses.replace(self.mimicry, budget=budget)
         for eps in self.epsilons:
             dataclasses.replace(self.per_pixel, eps=eps)
-        total = len(CLASS_NAMES[self.dataset])
-        fewest = min(self.teacher_classes, self.student_classes)
-        if fewest < 2 or self.teacher_classes + self.student_classes > total:
+        teachers, students = (len(CLASS_NAMES[name]) for name in (self.dataset, self.student_dataset))
+        most = teachers - self.student_classes if self.dataset == self.student_dataset else teachers
+        if not 2 <= self.teacher_classes <= most or not 2 <= self.student_classes <= students:
             raise KdsecError(
                 f"teacher_classes={self.teacher_classes}, student_classes={self.student_classes}: at least 2 "
-                f"each, together at most the {total} of {self.dataset}"
+                f"each, at most the {teachers} of {self.dataset} and the {students} of "
+                f"{self.student_dataset}, and no class in both"
             )
         if not 2 <= self.group <= self.student_classes:
             raise KdsecError(f"group={self.group} must be 2 to {self.student_classes}, the student's classes")
 
     @property
     def training_images(self) -> int:
-        """How many are dealt out, to the teacher and the student."""
-        return self.teacher_images + self.student_images
+        """How many of the teacher's data set are dealt out."""
+        shared = self.dataset == self.student_dataset
+        return self.teacher_images + (self.student_images if shared else 0)
 
     @property
     def classes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of the teacher, and of the students."""
-        total = len(CLASS_NAMES[self.dataset])
+        total = len(CLASS_NAMES[self.student_dataset])
         return tuple(range(self.teacher_classes)), tuple(range(total - self.student_classes, total))
 
 
@@ -155,6 +160,7 @@ _PHOTOS = Recipe(epochs=12, batch_size=128, lr=0.2, augment=Augment(crop=4, flip
 PROFILES = {
     "quick": Differentiators(
         dataset="digits",
+        student_dataset="digits",
         validation=0.25,
         teacher_classes=5,
         student_classes=5,
@@ -197,6 +203,7 @@ PROFILES = {
     ),
     "small": Differentiators(
         dataset="cifar100",
+        student_dataset="cifar100",
         validation=0.1,
         teacher_classes=50,
         student_classes=10,
@@ -236,6 +243,7 @@ PROFILES = {
     # Half of CIFAR-100 to the other half; the attack with the settings of its authors' code.
     "paper": Differentiators(
         dataset="cifar100",
+        student_dataset="cifar100",
         validation=0.1,
         teacher_classes=50,
         student_classes=50,
@@ -273,3 +281,17 @@ PROFILES = {
         adaptive=ADAPTIVE,
     ),
 }
+
+# The owner's task is another world than the teacher's: ten traffic signs, which must not be mirrored, since
+# "turn left" would be "turn right".
+_SMALL = PROFILES["small"]
+_SIGNS = Augment(crop=4)
+PROFILES["second"] = dataclasses.replace(
+    _SMALL,
+    student_dataset="gtsrb",
+    student_recipe=dataclasses.replace(_SMALL.student_recipe, augment=_SIGNS),
+    making=dataclasses.replace(
+        _SMALL.making, recipe=dataclasses.replace(_SMALL.making.recipe, augment=_SIGNS)
+    ),
+    away_recipe=dataclasses.replace(_SMALL.away_recipe, augment=_SIGNS),
+)

@@ -235,11 +235,21 @@ PROFILES = {
 }
 
 # Grey-level images take a larger budget than photographs; 0.1 and 0.3 are the usual ones of MNIST's kind.
+_CLOTHES = Augment(crop=2, flip=True)
+PROFILES["second"] = dataclasses.replace(
+    PROFILES["small"],
+    dataset="fashion-mnist",
+    eps=0.1,
+    budgets=(0.05, 0.1, 0.2),
+    recipe=dataclasses.replace(PROFILES["small"].recipe, augment=_CLOTHES),
+    purifier_recipe=dataclasses.replace(PROFILES["small"].purifier_recipe, augment=_CLOTHES),
+    robust_recipe=dataclasses.replace(PROFILES["small"].robust_recipe, augment=_CLOTHES),
+)
 COMPANIONS = {
     "fashion-mnist": {
         "eps": 0.1,
         "budgets": (0.05, 0.1, 0.2, 0.3),
-        "recipe": Recipe(epochs=50, batch_size=128, lr=0.1, augment=Augment(crop=2, flip=True)),
-        "robust_recipe": Recipe(epochs=30, batch_size=128, lr=0.1, augment=Augment(crop=2, flip=True)),
+        "recipe": Recipe(epochs=50, batch_size=128, lr=0.1, augment=_CLOTHES),
+        "robust_recipe": Recipe(epochs=30, batch_size=128, lr=0.1, augment=_CLOTHES),
     },
 }
