@@ -73,8 +73,7 @@ def test_stronger_attacks_do_more_harm(net, some):
     noise = (images + 0.2 * (torch.rand_like(images) - 0.5).sign()).clamp(0, 1)
     one = fgsm(net, images, labels, eps=0.2)
     many = pgd(net, images, labels, eps=0.2, steps=20)
-    assert right(net, noise, labels) > 0.8
-    assert right(net, many, labels) <= right(net, one, labels) < 0.6
+    assert right(net, many, labels) <= right(net, one, labels) < right(net, noise, labels) - 0.1
     assert loss(net, many, labels) > loss(net, one, labels) > loss(net, noise, labels)
 
 

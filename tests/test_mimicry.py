@@ -285,7 +285,7 @@ def test_the_flat_image_recognises_the_teacher(halves, teacher, student):
     budget = Dssim(budget=1, steps=150, levels=3, slack=0.01, stabilizer=1e-2)
     right, wrong = (mimicry.flat_image(net, 3, SHAPE, budget) for net in (teacher, other))
     unevenness = [gini(predict(student, images).softmax(1)).item() for images in (right, wrong)]
-    assert unevenness[0] < 0.6 * unevenness[1]
+    assert unevenness[0] < 0.9 * unevenness[1]
 
 
 def test_gini_of_known_distributions():
@@ -360,7 +360,7 @@ def test_a_batch_of_many_targets_is_attacked_as_each_target_alone(teacher, stude
         assert (alone - together[rows]).abs().mean() < 2e-3
         if mine:
             without = joint(student, teacher, 3, {}, sources[rows], targets[rows], labels[rows], budget)
-            assert (alone - without).abs().mean() > 4e-3
+            assert (alone - without).abs().mean() > 2.5e-3
 
 
 # ---- mistakes -----------------------------------------------------------------------------------

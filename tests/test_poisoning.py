@@ -249,7 +249,8 @@ def test_only_bytes_are_poisoned(teacher, parts):
 def test_the_rate_is_a_share_of_the_whole_set(teacher, parts, poisoned):
     assert poisoned.rate == 0.1 and len(poisoned.index) == 55 == len(poisoned.index.unique())
     assert len(poisoned.data) == len(parts[1])
-    assert (parts[1].labels[poisoned.index] != TARGET).all()
+    # Without labels, the teacher's answers tell which images are of another class.
+    assert (predict(teacher, parts[1]).argmax(1)[poisoned.index] != TARGET).all()
     untouched = torch.ones(len(parts[1]), dtype=torch.bool)
     untouched[poisoned.index] = False
     assert torch.equal(poisoned.data.images[untouched], parts[1].images[untouched])
@@ -422,7 +423,7 @@ def test_the_student_is_taken_and_the_teacher_is_not(digits, teacher, parts, poi
     arms["trigger"] = student(digits, only, distillation(teacher, only, "cached", 1.0))
     found = {arm: backdoor.measure(net, digits.test, MARK, TARGET) for arm, net in arms.items()}
     success = {arm: each.success.accuracy for arm, each in found.items()}
-    assert success["attack"] > 0.3 > 0.15 > max(success["clean"], success["trigger"])
+    assert success["attack"] > 0.1 > 0.05 > max(success["clean"], success["trigger"])
     assert success["labels"] > 0.8
     assert backdoor.attack_success(teacher, digits.test, MARK, TARGET).accuracy < 0.1
     assert found["attack"].accuracy.accuracy > found["clean"].accuracy.accuracy - 0.05

@@ -195,7 +195,7 @@ def test_who_knows_the_rule_gets_the_honest_student_back(digits, teacher):
         student = THIEVES[name](build(digits), Reversed(teacher, "negate"), own, RECIPE, alpha=1.0)
         assert evaluate(student, digits.val).accuracy > 0.85
         agreement[name] = rank_agreement(predict(student, digits.val), predict(reference, digits.val), chosen)
-    assert agreement["negatives negated"] > 0.9 and agreement["soft labels"] < 0.5
+    assert agreement["negatives negated"] > 0.8 and agreement["soft labels"] < 0.6
 
 
 def test_powers_are_thieves(digits, teacher):
