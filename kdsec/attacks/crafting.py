@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.attacks.evasion import Ball, autocast
+from kdsec.attacks.ascent import Ball, margin
+from kdsec.attacks.evasion import autocast
 from kdsec.attacks.triggers import Trigger, to_bytes
 from kdsec.data import Augment
 from kdsec.data.imageset import to_float
@@ -237,9 +238,7 @@ def _gain(logits: Tensor, target: int, method: str) -> Tensor:
     """What grows as the teacher comes to say "target", ``(B,)``."""
     if method != "cw":
         return F.log_softmax(logits, dim=1)[:, target]
-    others = logits.clone()
-    others[:, target] = -torch.inf
-    return logits[:, target] - others.amax(1)
+    return -margin(logits, logits.new_full((len(logits),), target, dtype=torch.long))
 
 
 def _check_budget(found: Tensor, images: Tensor, mark: Trigger | None, how: Crafting) -> None:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdsec.attacks.ascent import Ball, climb, length
 from kdsec.data import UNLABELLED
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError, choose
@@ -115,40 +115,6 @@ def pgd(
         return in_batches(attack, model, images, labels, eps, norm, batch_size)
 
 
-@dataclass(frozen=True)
-class Ball:
-    """The images allowed around ``centre``: at most ``eps`` off in ``norm``, pixels from ``low`` to ``high``.
-
-    ``eps``, and ``low`` with ``high``, are numbers, or tensors that broadcast to the images.
-    """
-
-    centre: Tensor
-    eps: Any
-    norm: str = "linf"
-    low: Any = 0.0
-    high: Any = 1.0
-
-    def project(self, images: Tensor) -> Tensor:
-        """The allowed image nearest to each (for L2, nearest in the ball and then in the box)."""
-        change = images - self.centre
-        if self.norm == "linf":
-            change = change.clamp(-self.eps, self.eps)
-        else:
-            change = change * (self.eps / length(change).clamp(min=1e-12)).clamp(max=1)
-        return (self.centre + change).clamp(self.low, self.high)
-
-    def random(self, generator: torch.Generator) -> Tensor:
-        """A uniformly random image of the ball, then moved into the box."""
-        noise = torch.empty(self.centre.shape)
-        if self.norm == "linf":
-            noise.uniform_(-1, 1, generator=generator)
-        else:
-            noise.normal_(generator=generator)
-            radius = torch.rand(len(noise), 1, 1, 1, generator=generator) ** (1 / noise[0].numel())
-            noise *= radius / length(noise)
-        return self.project(self.centre + self.eps * noise.to(self.centre.device))
-
-
 def ascend(
     model: nn.Module,
     start: Tensor,
@@ -160,24 +126,13 @@ def ascend(
     stop_early: bool = False,
 ) -> Tensor:
     """The loop of PGD, on one batch, without checks; one forward and one backward pass a step."""
-    images, active = start, torch.arange(len(start), device=start.device)
-    for _ in range(steps):
-        current = (images[active] if stop_early else images).detach().requires_grad_()
-        with torch.enable_grad():
-            loss, logits = objective(model, current, labels[active], targeted)
-            # A sum, so that no image's gradient depends on the others or is divided by their number.
-            (gradient,) = torch.autograd.grad(loss.sum(), current)
-        unit = gradient.sign() if ball.norm == "linf" else gradient / length(gradient).clamp(min=1e-12)
-        if not stop_early:
-            images = ball.project(current.detach() + step * unit)
-            continue
-        going = (logits.argmax(1) == labels[active]) != targeted
-        active = active[going]
-        if not len(active):
-            break
-        here = Ball(ball.centre[active], ball.eps, ball.norm, ball.low, ball.high)
-        images = images.index_copy(0, active, here.project(current.detach()[going] + step * unit[going]))
-    return images
+
+    def aim(images: Tensor, active: Tensor) -> tuple[Tensor, Tensor | None]:
+        wanted = labels[active]
+        loss, logits = objective(model, images, wanted, targeted)
+        return loss, (logits.argmax(1) != wanted) != targeted if stop_early else None
+
+    return climb(aim, start, ball, step, steps)
 
 
 def objective(model: nn.Module, images: Tensor, labels: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
@@ -191,11 +146,6 @@ def autocast(precision: str, device: torch.device) -> dict[str, Any]:
     """Arguments of ``torch.autocast`` for a precision as in ``Recipe``."""
     dtype = autocast_dtype(choose("precision", precision, PRECISIONS), device)
     return {"device_type": device.type, "dtype": dtype or torch.bfloat16, "enabled": dtype is not None}
-
-
-def length(change: Tensor) -> Tensor:
-    """L2 norm of each image, ``(N, 1, 1, 1)``."""
-    return change.flatten(1).norm(dim=1)[:, None, None, None]
 
 
 def distance(images: Tensor, other: Tensor, norm: str = "linf") -> Tensor:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdsec.attacks.evasion import Ball, check_attack, distance, in_batches, objective
+from kdsec.attacks.ascent import Ball
+from kdsec.attacks.evasion import check_attack, distance, in_batches, objective
 from kdsec.errors import KdsecError, choose
 
 GRADIENT = ("apgd", "apgd-targeted", "fab", "square")  # the four parts of AutoAttack, in its order

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.attacks.evasion import Ball, check_attack, fgsm
+from kdsec.attacks.ascent import Ball
+from kdsec.attacks.evasion import check_attack, fgsm
 from kdsec.attacks.whitebox import check_budget, strongest
 from kdsec.data.imageset import to_float
 from kdsec.train import evaluating, predict

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdsec.attacks.evasion import Ball
+from kdsec.attacks.ascent import Ball
 from kdsec.attacks.similarity import check_levels, dssim
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.attacks.ascent import climb, margin
-from kdsec.attacks.evasion import Ball, autocast, check_attack, check_result
+from kdsec.attacks.ascent import Ball, climb, margin
+from kdsec.attacks.evasion import autocast, check_attack, check_result
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError, choose
 from kdsec.train import evaluating, predict

@@ -171,11 +171,12 @@ PROFILES = {
         purifier_steps=200,
         robust_recipe=Recipe(epochs=12, batch_size=64, lr=0.1, augment=DIGITS, precision="float32"),
     ),
+    # A plain network of the size of a ResNet-20, which trains six times as fast on a CPU.
     "small": Purification(
         dataset="cifar10",
         validation=0.1,
-        classifier="resnet20",
-        surrogate="cnn",
+        classifier="cnn",
+        surrogate="resnet8",
         teacher="autoencoder",
         student="autoencoder-small",
         owner=12_000,
@@ -196,10 +197,10 @@ PROFILES = {
         draws=4,
         bits=4,
         library=0,
-        recipe=Recipe(epochs=12, batch_size=128, lr=0.2, augment=OBJECTS),
+        recipe=Recipe(epochs=15, batch_size=128, lr=0.2, augment=OBJECTS),
         purifier_recipe=Recipe(batch_size=128, optimizer="adam", lr=2e-3, weight_decay=0.0, augment=OBJECTS),
-        purifier_steps=465,
-        robust_recipe=Recipe(epochs=5, batch_size=128, lr=0.2, augment=OBJECTS),
+        purifier_steps=320,
+        robust_recipe=Recipe(epochs=6, batch_size=128, lr=0.2, augment=OBJECTS),
     ),
     # The paper's data sets, classifiers and schedules are not known: CIFAR-10, ResNet-18 and what is usual.
     "paper": Purification(

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.attacks.ascent import climb
-from kdsec.attacks.evasion import Ball, ascend
+from kdsec.attacks.ascent import Ball, climb
+from kdsec.attacks.evasion import ascend
 from kdsec.data import UNLABELLED, Batch
 from kdsec.errors import KdsecError
 from kdsec.train import cross_entropy, evaluating

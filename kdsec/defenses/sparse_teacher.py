@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.attacks.evasion import Ball, ascend, autocast, check_attack, pgd
+from kdsec.attacks.ascent import Ball
+from kdsec.attacks.evasion import ascend, autocast, check_attack, pgd
 from kdsec.data import Batch, ImageSet
 from kdsec.data.imageset import to_float
 from kdsec.defenses.stingy import keep_largest

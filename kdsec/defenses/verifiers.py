@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsec import train
-from kdsec.attacks.evasion import Ball, ascend
+from kdsec.attacks.ascent import Ball
+from kdsec.attacks.evasion import ascend
 from kdsec.data import Batch, ImageSet
 from kdsec.data.imageset import to_float
 from kdsec.defenses.differentiators import Fit
