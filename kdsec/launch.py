@@ -175,8 +175,10 @@ def _environment(job: Job, threads: int, fresh: bool) -> dict[str, str]:
     for name in FOLDERS:  # the kernel has another working directory
         if value := environment.get(name):
             environment[name] = str(pathlib.Path(value).expanduser().absolute())
+    # PyTorch takes MKL's number where both are set: whoever sets the first of these alone means it for all.
+    wanted = environment.get(THREADS[0], str(threads))
     for name in THREADS:
-        environment.setdefault(name, str(threads))
+        environment.setdefault(name, wanted)
     # Idle threads spin briefly, then sleep: on a busy machine small steps are otherwise ten times slower.
     environment.setdefault("GOMP_SPINCOUNT", "20000")
     if root := repository():  # a checkout that is not installed: the kernel must find the same kdsec

@@ -298,6 +298,17 @@ def test_the_kernel_sees_the_users_folders_and_its_share_of_cores(tmp_path, monk
     assert seen["KDSEC_RECIPE"] == "feed" and seen["KDSEC_FRESH"] == "1"
 
 
+def test_who_asks_for_one_thread_gets_one(tmp_path, monkeypatch):
+    """PyTorch prefers MKL's number to OpenMP's: setting the one must set the other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    here = pathlib.Path(tmp_path)
+    seen = launch._environment(
+        Job("opening", "quick", 0, "cpu", {}, here, here, here, "feed"), 3, fresh=False
+    )
+    assert seen["OMP_NUM_THREADS"] == seen["MKL_NUM_THREADS"] == "1"
+
+
 def test_a_terminal_gets_a_live_bar(monkeypatch):
     monkeypatch.setenv("KDSEC_PROGRESS", "bar")
     screen = io.StringIO()
