@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from kdsec.cli import text_table
 from kdsec.errors import KdsecError, choose
+from kdsec.report.text import text_table
 
 ROUNDS = {"training_step": 5, "kd_step": 5, "adversarial_set": 5, "import": 7, "quick_book": 3}
 # What is promised; a ratio is "times faster" but for import and adversarial_set, where less is better.

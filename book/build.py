@@ -24,7 +24,7 @@ import nbformat
 
 from kdsec.chapters import CHAPTERS, PROFILES, Chapter
 from kdsec.errors import KdsecError
-from kdsec.report import records
+from kdsec.report import records, scoreboard
 from kdsec.report.provenance import LIBRARIES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -65,13 +65,21 @@ def stage(run: pathlib.Path, results: pathlib.Path, source: pathlib.Path) -> Non
     for chapter in CHAPTERS.values():
         notebook = prepare(executed(run, chapter), chapter)
         nbformat.write(notebook, source / "notebooks" / chapter.notebook)
-    page = source / "run-times.md"
-    text = page.read_text(encoding="utf-8")
-    page.write_text(text.replace("<!-- runs -->", run_times(run, results)), encoding="utf-8")
+    fill(source / "run-times.md", {"runs": run_times(run, results)})
+    board = {"counts": scoreboard.counts(results), "scoreboard": scoreboard.page(results)}
+    fill(source / "scoreboard.md", board)
     # One bundle with every TeX extension. In _extra, because from _static it would be loaded twice.
     scripts = source / "_extra" / "_static" / "mathjax"
     scripts.mkdir(parents=True)
     shutil.copy(mathjax() / "tex-svg-full.js", scripts)
+
+
+def fill(page: pathlib.Path, parts: dict[str, str]) -> None:
+    """Put computed text where a page has its name in a comment."""
+    text = page.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        text = text.replace(f"<!-- {name} -->", part)
+    page.write_text(text, encoding="utf-8")
 
 
 def mathjax() -> pathlib.Path:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from kdsec import __version__
 from kdsec.chapters import CHAPTERS, PROFILES
 from kdsec.errors import KdsecError, choose
+from kdsec.report.text import text_table
 
 MOST_SEEDS = 1000
 KEYS = ["chapter", "dataset", "arm", "model", "setting", "metric"]
@@ -93,9 +94,13 @@ def _parser() -> _Parser:
     results.add_argument("chapter", metavar="CHAPTER", nargs="?", help="default: all")
     _add_profile(results)
     _add_format(results, "table", "csv", "json")
-    results.add_argument(
-        "--out", metavar="DIR", help="where `kdsec run --out DIR` put them (default: the book's own)"
-    )
+    _add_folder(results)
+
+    verify = command("verify", _verify, "what the papers claim, and the verdicts by recorded results")
+    verify.add_argument("chapters", metavar="CHAPTER", nargs="*", help="default: all")
+    _add_profile(verify)
+    _add_format(verify, "table", "json")
+    _add_folder(verify)
     return parser
 
 
@@ -126,6 +131,12 @@ def _add_profile(parser: _Parser) -> None:
 def _add_format(parser: _Parser, *formats: str) -> None:
     parser.set_defaults(formats=formats)
     parser.add_argument("--format", metavar="FORMAT", default=formats[0], help=f"{' or '.join(formats)}")
+
+
+def _add_folder(parser: _Parser) -> None:
+    parser.add_argument(
+        "--out", metavar="DIR", help="where `kdsec run --out DIR` put them (default: the book's own)"
+    )
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -236,26 +247,21 @@ def _results(options: argparse.Namespace) -> int:
     return 0
 
 
-def text_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of one shape as lines of text, columns aligned, numbers to the right."""
-    names = list(rows[0]) if rows else []
-    cells = [[str(row[name]) for name in names] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
-    right = [all(_is_number(line[i]) for line in cells) for i in range(len(names))]
+def _verify(options: argparse.Namespace) -> int:
+    choose("format", options.format, options.formats)
+    from kdsec.report import claims
 
-    def line(parts: Sequence[str]) -> str:
-        padded = (p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True))
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(names), line(["-" * width for width in widths]), *map(line, cells)])
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text or "0")
-    except ValueError:
-        return False
-    return True
+    found = claims.scoreboard(options.profile, options.chapters, options.out)
+    if options.out is not None and all(each.verdict == claims.NOT_RUN for each in found):
+        raise KdsecError(f"no records at profile {options.profile} in {options.out}; `kdsec run` makes them")
+    if options.format == "json":
+        return _show([each.facts() for each in found], options)
+    for name, paper in claims.papers().items():
+        if mine := [each for each in found if each.claim.chapter == name]:
+            print(f"{name}: {paper.paper}\n\n{text_table([each.row() for each in mine])}\n")
+    verdicts = [each.verdict for each in found]
+    print(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)))
+    return 0
 
 
 def _show(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> int:

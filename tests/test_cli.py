@@ -15,9 +15,10 @@ import pytest
 import kdsec
 from kdsec import cli, data, runner
 from kdsec.chapters import CHAPTERS
-from kdsec.cli import main, text_table
+from kdsec.cli import main
 from kdsec.errors import KdsecError
 from kdsec.report.records import COLUMNS, Records
+from kdsec.report.text import text_table
 from kdsec.runner import Outcome
 
 ROOT = pathlib.Path(kdsec.__file__).parents[1]
