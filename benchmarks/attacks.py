@@ -12,10 +12,10 @@ from torch import nn
 
 from benchmarks.steps import NET, random_images
 from kdsec import models
-from kdsec.attacks.evasion import autocast
 from kdsec.data import ImageSet
 from kdsec.data.imageset import to_float
 from kdsec.defenses.sparse_teacher import disturb
+from kdsec.train import autocast
 
 BATCH, EPS, STEP_SIZE = 250, 8 / 255, 2 / 255
 

@@ -134,15 +134,15 @@ def fit(
     network: Any = torch.compile(model) if recipe.compile else model
     optimizer = _optimizer(model, recipe)
     scheduler = _scheduler(optimizer, recipe, steps)
-    dtype = autocast_dtype(recipe.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    cast = autocast(recipe.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=cast["dtype"] is torch.float16)
     losses = torch.zeros(steps, device=device)
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         batches = (batch for _ in range(recipe.epochs) for batch in loader)
         for step, batch in enumerate(track(batches, steps, label)):
-            with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            with torch.autocast(**cast):
                 value = loss(network, batch)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(value).backward()
@@ -157,6 +157,12 @@ def fit(
                 _check_finite(losses[: step + 1], len(loader), recipe, loss)
     model.eval()
     return losses.view(recipe.epochs, -1).mean(1).tolist()
+
+
+def autocast(precision: str, device: torch.device) -> dict[str, Any]:
+    """Arguments of ``torch.autocast`` for a precision as in ``Recipe``."""
+    dtype = autocast_dtype(choose("precision", precision, PRECISIONS), device)
+    return {"device_type": device.type, "dtype": dtype or torch.bfloat16, "enabled": dtype is not None}
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsec.attacks.ascent import Ball, margin
-from kdsec.attacks.evasion import autocast
 from kdsec.attacks.triggers import Trigger, to_bytes
 from kdsec.data import Augment
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError, choose
-from kdsec.train import predict
+from kdsec.train import autocast, predict
 
 METHODS = ("fgsm", "pgd", "cw")
 MODES = ("joint", "alternating", "unbounded")

@@ -20,11 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.attacks.evasion import autocast
 from kdsec.distill import check_temperature
 from kdsec.errors import KdsecError, choose
 from kdsec.progress import track
-from kdsec.train import CHECK_EVERY, predict
+from kdsec.train import CHECK_EVERY, autocast, predict
 
 TARGETS = ("kl", "l1", "decision")
 PRECISIONS = ("float32", "bf16")  # fp16 would need a scaler for each of the players

@@ -22,7 +22,7 @@ from kdsec.attacks.ascent import Ball, climb, length
 from kdsec.data import UNLABELLED
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError, choose
-from kdsec.train import PRECISIONS, autocast_dtype, evaluating
+from kdsec.train import autocast, evaluating
 
 NORMS = ("linf", "l2")
 TOLERANCE = 1e-5  # float32 rounding of an L2 norm over a few thousand pixels
@@ -140,12 +140,6 @@ def objective(model: nn.Module, images: Tensor, labels: Tensor, targeted: bool) 
     logits = model(images).float()
     loss = F.cross_entropy(logits, labels, reduction="none")
     return (-loss if targeted else loss), logits
-
-
-def autocast(precision: str, device: torch.device) -> dict[str, Any]:
-    """Arguments of ``torch.autocast`` for a precision as in ``Recipe``."""
-    dtype = autocast_dtype(choose("precision", precision, PRECISIONS), device)
-    return {"device_type": device.type, "dtype": dtype or torch.bfloat16, "enabled": dtype is not None}
 
 
 def distance(images: Tensor, other: Tensor, norm: str = "linf") -> Tensor:

@@ -30,10 +30,10 @@ from kdsec.attacks.datafree import (
     step,
     to_bytes,
 )
-from kdsec.attacks.evasion import autocast
 from kdsec.data import UNLABELLED, Augment, ImageSet, Loader
 from kdsec.errors import KdsecError
 from kdsec.progress import track
+from kdsec.train import autocast
 
 
 class Statistics:

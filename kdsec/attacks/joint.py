@@ -63,7 +63,7 @@ class Joint:
             rows = (place >= 0).nonzero().squeeze(1)
             if len(rows):
                 asked = images if len(rows) == len(images) else images[rows]
-                short = (self.kappa + margin(net(asked), place[rows])).clamp(min=0)  # margin is -m
+                short = (self.kappa + margin(net(asked).float(), place[rows])).clamp(min=0)  # margin is -m
                 total = total.index_add(0, rows, self.beta * short)
         if self.weight:
             total = total + self.weight * self.mimic(images, index) / self.scale[index]

@@ -37,7 +37,7 @@ class Mimic:
     wanted: Tensor
 
     def __call__(self, images: Tensor, index: Tensor) -> Tensor:
-        return (self.net.output(images, self.layer) - self.wanted[index]).norm(dim=1)
+        return (self.net.output(images, self.layer).float() - self.wanted[index]).norm(dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class OneNeuron:
     level: float = 1_000.0
 
     def __call__(self, images: Tensor, index: Tensor) -> Tensor:
-        features = self.net.output(images, self.layer)
+        features = self.net.output(images, self.layer).float()
         chosen = features.gather(1, self.neuron[index, None]).squeeze(1)
         others = features.square().sum(1) - chosen.square()
         return (chosen - self.level).square() + 0.1 * others / max(1, features.shape[1] - 1)
@@ -274,4 +274,4 @@ def _frozen(teacher: Classifier, layer: int) -> Student:
     net = unfold(teacher)
     check_cut(layer, net.depth, smallest=1)
     net.eval().requires_grad_(False)
-    return net
+    return net.to(memory_format=torch.channels_last)

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from kdsec.attacks.ascent import Ball
+from kdsec.attacks.iterates import Best, Stop
 from kdsec.attacks.similarity import check_levels, dssim
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError
+from kdsec.train import autocast
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # images (n, C, H, W), index (n,) -> (n,), small is good
 
@@ -36,21 +38,8 @@ class Found(NamedTuple):
     steps: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stop:
-    """When an image is done before the last step.
-
-    Attributes:
-        goal: the objective has fallen to this share of where it began (0: never).
-        patience: so many steps in a row have brought nothing better (0: never).
-    """
-
-    goal: float = 0.0
-    patience: int = 0
-
-
 @dataclass(frozen=True)
-class Dssim(_Stop):
+class Dssim(Stop):
     r"""The search of Wang et al. 2018: the least objective among images with DSSIM below a budget.
 
     Their code minimises :math:`f(x') + \lambda \max(d(x', x) - P, 0)^2` over m, where
@@ -97,7 +86,7 @@ class Dssim(_Stop):
         origin = torch.atanh((sources - 0.5) * scale)
         moved = torch.full_like(sources, 1e-6)
         squares, changes = torch.zeros_like(sources), torch.zeros_like(sources)
-        best = _Best(sources, self)
+        best = Best(sources, self)
         for _ in range(self.steps):
             active = best.active
             point = moved[active].requires_grad_()
@@ -139,7 +128,7 @@ class Dssim(_Stop):
 
 
 @dataclass(frozen=True)
-class Linf(_Stop):
+class Linf(Stop):
     """Projected gradient descent in a box around each image; steps shrink along a half cosine.
 
     Attributes:
@@ -172,7 +161,7 @@ class Linf(_Stop):
         """On one batch; see ``Dssim.search``."""
         generator = torch.Generator().manual_seed(self.seed)  # on the CPU: one stream for every device
         eps = _per_image(self.eps, index)[:, None, None, None]
-        best = _Best(sources, self)
+        best = Best(sources, self)
         for restart in range(self.restarts):
             ball = Ball(sources, eps)
             current = ball.random(generator) if restart else sources.clone()
@@ -224,12 +213,24 @@ def search(objective: Objective, sources: Tensor, budget: Budget, batch_size: in
     if isinstance(limit, Tensor) and len(limit) != len(sources):
         raise KdsecError(f"{len(limit)} budgets for {len(sources)} images; give one each, or one number")
     parts = []
+    fast = _fast(objective, budget.precision, sources.device)
     with torch.no_grad():
         for index in torch.arange(len(sources), device=sources.device).split(batch_size):
-            parts.append(budget.search(objective, to_float(sources[index]).float(), index))
+            parts.append(budget.search(fast, to_float(sources[index]).float(), index))
     found = Found(*(torch.cat(each) for each in zip(*parts, strict=True)))
     _check_found(found, limit)
     return found
+
+
+def _fast(objective: Objective, precision: str, device: torch.device) -> Objective:
+    """The same objective, asked in the memory format and the precision that networks are fastest in."""
+    cast = autocast(precision, device)
+
+    def ask(images: Tensor, index: Tensor) -> Tensor:
+        with torch.autocast(**cast):
+            return objective(images.contiguous(memory_format=torch.channels_last), index).float()
+
+    return ask
 
 
 def portion(budget: Budget, index: Tensor) -> Budget:
@@ -238,44 +239,6 @@ def portion(budget: Budget, index: Tensor) -> Budget:
         limit = budget.budget
         return dataclasses.replace(budget, budget=limit[index]) if isinstance(limit, Tensor) else budget
     return dataclasses.replace(budget, eps=budget.eps[index]) if isinstance(budget.eps, Tensor) else budget
-
-
-class _Best:
-    """The best allowed image so far of each, and which are still worth a step."""
-
-    def __init__(self, sources: Tensor, stop: _Stop):
-        self.stop = stop
-        self.images = sources.clone()
-        self.value = torch.full((len(sources),), math.inf, device=sources.device)
-        self.first = torch.full_like(self.value, math.nan)
-        self.steps = torch.zeros(len(sources), dtype=torch.long, device=sources.device)
-        self.idle = torch.zeros_like(self.steps)
-        self.wake()
-
-    def wake(self) -> None:
-        """Go on with every image that has not reached its goal."""
-        self.idle.zero_()
-        self.active = (~self._reached(slice(None))).nonzero().squeeze(1)
-
-    def offer(self, images: Tensor, value: Tensor, allowed: Tensor) -> None:
-        """Take what is better than before, and drop the images that are done."""
-        active = self.active
-        self.first[active] = torch.where(self.first[active].isnan(), value, self.first[active])
-        self.steps[active] += 1
-        better = allowed & (value < self.value[active])
-        chosen = active[better]
-        self.images[chosen], self.value[chosen] = images[better], value[better]
-        self.idle[active] = torch.where(better, 0, self.idle[active] + 1)
-        if self.stop.goal or self.stop.patience:
-            done = self._reached(active)
-            if self.stop.patience:
-                done = done | (self.idle[active] >= self.stop.patience)
-            self.active = active[~done]
-
-    def _reached(self, which: Tensor | slice) -> Tensor:
-        if not self.stop.goal:  # an objective may be negative: then "a share of the first" means nothing
-            return torch.zeros_like(self.value[which], dtype=torch.bool)
-        return self.value[which] <= self.stop.goal * self.first[which]
 
 
 def _bytes(images: Tensor) -> Tensor:

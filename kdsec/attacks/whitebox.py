@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsec.attacks.ascent import Ball, climb, margin
-from kdsec.attacks.evasion import autocast, check_attack, check_result
+from kdsec.attacks.evasion import check_attack, check_result
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError, choose
-from kdsec.train import evaluating, predict
+from kdsec.train import autocast, evaluating, predict
 
 LOSSES = ("cross-entropy", "margin")
 

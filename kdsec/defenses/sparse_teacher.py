@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsec.attacks.ascent import Ball
-from kdsec.attacks.evasion import ascend, autocast, check_attack, pgd
+from kdsec.attacks.evasion import ascend, check_attack, pgd
 from kdsec.data import Batch, ImageSet
 from kdsec.data.imageset import to_float
 from kdsec.defenses.stingy import keep_largest
 from kdsec.distill import check_temperature
 from kdsec.errors import KdsecError, choose
 from kdsec.models import Classifier
-from kdsec.train import cross_entropy, evaluating
+from kdsec.train import autocast, cross_entropy, evaluating
 
 DIVERGENCES = ("epd", "kl")
 SOURCES = ("current", "random")

@@ -220,11 +220,13 @@ def overall(verdicts: Iterable[str]) -> str:
     return NOT_RUN if not decided else decided.pop() if len(decided) == 1 else MIXED
 
 
-def table(judgements: Iterable[Judgement]) -> pd.DataFrame:
-    """For a page: a row a judgement; see ``Judgement.row``."""
+def verdicts(frame: pd.DataFrame, chapter: str, profile: str, settings: Any = None) -> str:
+    """For a chapter's page, in Markdown: a row a claim; see ``Judgement.row``."""
     import pandas as pd
 
-    return pd.DataFrame([each.row() for each in judgements])
+    return summary.markdown(
+        pd.DataFrame([each.row() for each in judge_all(frame, chapter, profile, settings)])
+    )
 
 
 def _fill(text: str, settings: Any) -> str:

@@ -51,7 +51,7 @@ def _section(
     notes = "\n".join(f"- {note}" for note in paper.deviations)
     have = [name for index, name in enumerate(profiles) if any(row[index].difference for row in rows)]
     columns = [index for index, name in enumerate(profiles) if name in have]
-    names = ["claim", "made in", *have, "overall"]
+    names = ["claim, and where it is made", *have, "overall"]
     heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     body = "\n".join(_row(row, columns) for row in rows)
     known = CHAPTERS[chapter]
@@ -79,8 +79,8 @@ def _row(judgements: Sequence[Judgement], columns: Sequence[int]) -> str:
     cells = "".join(f"<td>{_cell(each, _scale(chosen))}</td>" for each in chosen)
     total = claims.overall(each.verdict for each in chosen)
     return (
-        f'<tr id="{claim.chapter}-{claim.id}"><td>{html.escape(claim.says)}</td>'
-        f"<td>{html.escape(claim.made)}</td>{cells}<td>{_badge(total)}</td></tr>"
+        f'<tr id="{claim.chapter}-{claim.id}"><td>{html.escape(claim.says)}'
+        f'<span class="made">{html.escape(claim.made)}</span></td>{cells}<td>{_badge(total)}</td></tr>'
     )
 
 
