@@ -242,6 +242,8 @@ PROFILES["second"] = dataclasses.replace(
     dataset="fashion-mnist",
     eps=0.1,
     budgets=(0.05, 0.1, 0.2),
+    levels=("image",),
+    probes=200,
     recipe=dataclasses.replace(PROFILES["small"].recipe, augment=_CLOTHES),
     purifier_recipe=dataclasses.replace(PROFILES["small"].purifier_recipe, augment=_CLOTHES),
     robust_recipe=dataclasses.replace(PROFILES["small"].robust_recipe, augment=_CLOTHES),
