@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import processes, steps, textbook
+from benchmarks import attacks, processes, steps, textbook
 from benchmarks.__main__ import ROUNDS, main
+from kdsec.attacks.similarity import ms_ssim
 from kdsec.chapters import CHAPTERS
 from kdsec.distill import kd_loss
 from kdsec.errors import KdsecError
@@ -25,7 +26,7 @@ from kdsec.errors import KdsecError
     [
         (
             "--only kdstep",
-            "did you mean 'kd_step'.*choose from: training_step, kd_step, adversarial_set, import",
+            "did you mean 'kd_step'.*choose from: training_step, kd_step, adversarial_set, pgd",
         ),
         ("--only import nothing", "unknown benchmark 'nothing'.*choose from: training_step, "),
         ("--only", "expected at least one argument"),
@@ -47,11 +48,19 @@ def test_the_table_names_every_ratio(capsys, monkeypatch):
     known = {
         "training_step": {"kdsec_images_per_second": 900.0, "textbook_images_per_second": 400.0},
         "adversarial_set": {"attack_seconds": 2.1, "bare_seconds": 2.0},
+        "pgd": {
+            "kdsec_per_second": 210.0,
+            "baseline_per_second": 84.0,
+            "unit": "images",
+            "baseline": "a loop",
+        },
         "import": {"kdsec_seconds": 1.2, "torch_seconds": 1.0},
         "quick_book": {"seconds": 20.0, "allowed_seconds": 60.0},
     }
     known["kd_step"] = known["training_step"]
+    known |= dict.fromkeys(("adversarial_step", "datafree_step", "mimicry"), known["pgd"])
     common = {"ratio": 2.25, "precision": "bfloat16", "textbook_workers": 1}
+    common |= {"unit": "images", "baseline": "a loop"}
     monkeypatch.setattr("benchmarks.__main__._measure", lambda name, _: {**known[name], **common})
     assert main([]) == 0
     head, _, *lines = capsys.readouterr().out.splitlines()
@@ -61,6 +70,7 @@ def test_the_table_names_every_ratio(capsys, monkeypatch):
         "900 to 400 images/s (bfloat16, baseline with 1 workers)",
         "2.10 s to 2.00 s for the passes",
         "1.20 s to 1.00 s",
+        "210 to 84 images/s (a loop)",
         "60 s allowed",
     ):
         assert any(text in line for line in lines)
@@ -81,6 +91,42 @@ def test_figures_are_whole_and_fit_their_ratio(capsys, monkeypatch):
         assert set(tried) == {"0", "1", "2"}
         assert max(tried, key=tried.__getitem__) == str(result["textbook_workers"])  # at its best
         assert (result["net"], result["batch"], result["steps"]) == ("resnet20", 2, 1)
+
+
+def test_attacks_are_compared_at_equal_budgets(capsys, monkeypatch):
+    for name, value in (("KDSEC_PROGRESS", "log"), ("GOMP_SPINCOUNT", "20000")):
+        monkeypatch.setenv(name, value)
+    names = ["pgd", "adversarial_step", "datafree_step", "mimicry"]
+    few = ["--only", *names, "--format", "json", "--rounds", "1", "--steps", "2", "--batch", "4"]
+    assert main(few) == 0
+    found = {result["name"]: result for result in json.loads(capsys.readouterr().out)["results"]}
+    assert list(found) == names
+    for result in found.values():
+        assert result["kdsec_per_second"] > 0 and result["baseline_per_second"] > 0
+        assert result["ratio"] == pytest.approx(result["kdsec_per_second"] / result["baseline_per_second"])
+    # The faster attack must not be the weaker one.
+    assert found["pgd"]["kdsec_loss"] > 0.95 * found["pgd"]["baseline_loss"]
+    assert found["mimicry"]["one_at_a_time_ratio"] > 0 and found["mimicry"]["pairs"] == 80
+
+
+def test_the_textbooks_similarity_is_the_same_number():
+    first = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    second = (first + 0.1 * torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    assert torch.allclose(textbook.ms_ssim(first, second), ms_ssim(first, second), atol=1e-4)
+
+
+def test_the_textbooks_attacks_stay_in_their_budgets():
+    data = steps.random_images(4)
+    model = attacks.network("cnn", data)
+    images = data.float_images()
+    found = textbook.pgd(model, images, data.labels, eps=0.03, step_size=0.01, steps=3)
+    assert (found - images).abs().max() <= 0.03 + 1e-6 and found.min() >= 0 and found.max() <= 1
+    body = torch.nn.Sequential(model.normalize, model.stages)
+    near = textbook.mimic_pair(body, images[:1], images[1:2], budget=0.01, penalty=1e6, steps=20)
+    assert (1 - ms_ssim(near, images[:1]).item()) / 2 < 0.01
+    with torch.no_grad():
+        before, after = ((body(each) - body(images[1:2])).norm().item() for each in (images[:1], near))
+    assert after < before
 
 
 def test_import_is_measured_in_turns_after_a_first_time(monkeypatch):
