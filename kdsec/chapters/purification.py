@@ -198,8 +198,8 @@ PROFILES = {
         bits=4,
         library=0,
         recipe=Recipe(epochs=15, batch_size=128, lr=0.2, augment=OBJECTS),
-        purifier_recipe=Recipe(batch_size=128, optimizer="adam", lr=2e-3, weight_decay=0.0, augment=OBJECTS),
-        purifier_steps=320,
+        purifier_recipe=Recipe(batch_size=32, optimizer="adam", lr=2e-3, weight_decay=0.0, augment=OBJECTS),
+        purifier_steps=1_125,
         robust_recipe=Recipe(epochs=6, batch_size=128, lr=0.2, augment=OBJECTS),
     ),
     # The paper's data sets, classifiers and schedules are not known: CIFAR-10, ResNet-18 and what is usual.
