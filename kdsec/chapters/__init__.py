@@ -43,6 +43,7 @@ CHAPTERS = {
         Chapter("reversed-maximization", 4, "Reversed maximization, and thieves without data"),
         Chapter("purification", 5, "Purification by distillation"),
         Chapter("differentiators", 6, "Attacks through a public teacher, and distilled differentiators"),
+        Chapter("crossing", 7, "Crossing the papers"),
     )
 }
 
