@@ -202,7 +202,7 @@ def visits(site: Site) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.browser
 def test_every_page_loads_in_silence_and_from_here_only(visits: dict[str, dict[str, Any]]) -> None:
-    assert len(visits) == 5 + len(CHAPTERS)
+    assert len(visits) == 7 + len(CHAPTERS)
     assert {path: found["notes"] for path, found in visits.items() if found["notes"]} == {}
 
 
