@@ -215,8 +215,8 @@ def test_adversarial_images_cost_little_more_than_their_passes():
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_every_chapter_takes_about_a_minute():
-    """The minute is for a machine that does nothing else; one with neighbours may take half as long again."""
+    """The minute is for a machine that does nothing else; one with neighbours may take twice as long."""
     found = run("--only", "quick_book", "--rounds", "1")["quick_book"]
     assert set(found["seconds_by_chapter"]) == set(CHAPTERS)
     assert found["ratio"] == pytest.approx(60 / max(found["seconds_by_chapter"].values()))
-    assert found["ratio"] > 2 / 3, found
+    assert found["ratio"] > 1 / 2, found
