@@ -66,7 +66,8 @@ def stage(run: pathlib.Path, results: pathlib.Path, source: pathlib.Path) -> Non
         notebook = prepare(executed(run, chapter), chapter)
         nbformat.write(notebook, source / "notebooks" / chapter.notebook)
     fill(source / "run-times.md", {"runs": run_times(run, results)})
-    board = {"counts": scoreboard.counts(results), "scoreboard": scoreboard.page(results)}
+    boards = scoreboard.read(results)
+    board = {"counts": scoreboard.counts(boards), "scoreboard": scoreboard.page(boards)}
     fill(source / "scoreboard.md", board)
     # One bundle with every TeX extension. In _extra, because from _static it would be loaded twice.
     scripts = source / "_extra" / "_static" / "mathjax"

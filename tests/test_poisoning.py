@@ -11,9 +11,9 @@ from kdsec import chapters, data, models
 from kdsec.attacks import backdoor, crafting, poisoning
 from kdsec.attacks.crafting import Crafting, craft
 from kdsec.attacks.poisoning import distillation, implant, poison, random_signs
-from kdsec.attacks.triggers import CORNERS, Trigger, to_bytes, trigger
+from kdsec.attacks.triggers import CORNERS, Trigger, trigger
 from kdsec.data import UNLABELLED, Augment
-from kdsec.data.imageset import to_float
+from kdsec.data.imageset import to_bytes, to_float
 from kdsec.errors import KdsecError
 from kdsec.report.records import Records
 from kdsec.train import CrossEntropy, Recipe, fit, predict

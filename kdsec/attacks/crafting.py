@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsec.attacks.ascent import Ball, margin
-from kdsec.attacks.triggers import Trigger, to_bytes
+from kdsec.attacks.triggers import Trigger
 from kdsec.data import Augment
-from kdsec.data.imageset import to_float
+from kdsec.data.imageset import to_bytes, to_float
 from kdsec.errors import KdsecError, choose
 from kdsec.train import autocast, predict
 

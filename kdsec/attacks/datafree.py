@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdsec.data.imageset import to_bytes
 from kdsec.distill import check_temperature
 from kdsec.errors import KdsecError, choose
 from kdsec.progress import track
@@ -244,7 +245,3 @@ def check_finite(loss: Tensor, index: int, rounds: int, student_lr: float, gener
             f"the loss became {loss.item()} by round {index + 1}; lower student_lr (now {student_lr:g}) or "
             f"generator_lr (now {generator_lr:g})"
         )
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    return (images * 255).round().to(torch.uint8)

@@ -28,9 +28,9 @@ from kdsec.attacks.datafree import (
     disagreement,
     sgd,
     step,
-    to_bytes,
 )
 from kdsec.data import UNLABELLED, Augment, ImageSet, Loader
+from kdsec.data.imageset import to_bytes
 from kdsec.errors import KdsecError
 from kdsec.progress import track
 from kdsec.train import autocast

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from kdsec.attacks.crafting import Crafting, craft, stamped
-from kdsec.attacks.triggers import Trigger, to_bytes
+from kdsec.attacks.triggers import Trigger
 from kdsec.data import UNLABELLED, ImageSet
+from kdsec.data.imageset import to_bytes
 from kdsec.distill import KD, teacher_labels
 from kdsec.errors import KdsecError, choose
 from kdsec.train import predict

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdsec.data.imageset import to_float
+from kdsec.data.imageset import to_bytes, to_float
 from kdsec.errors import KdsecError, choose
 
 CORNERS = ("top right", "top left", "bottom right", "bottom left")
@@ -94,8 +94,3 @@ def trigger(name: str, shape: tuple[int, int, int], corner: str = "top right", s
         side = torch.arange(size)
         pattern[:, rows, columns] = ((side[:, None] + side) % 2).float()
     return Trigger(pattern, mask, name)
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Images in [0, 1] rounded to the 256 levels they are stored in."""
-    return (images * 255).round().to(torch.uint8)

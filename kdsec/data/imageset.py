@@ -128,6 +128,11 @@ def to_float(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] rounded to the 256 levels they are stored in."""
+    return (images * 255).round().to(torch.uint8)
+
+
 def stratified_index(labels: Tensor, count: int, seed: int) -> Tensor:
     """Indices of ``count`` examples in which every class keeps its share, in random order.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kdsec.chapters import CHAPTERS, PROFILES
 from kdsec.report import claims
@@ -14,13 +14,16 @@ WIDTH, HEIGHT = 92, 16  # pixels of the small picture
 MARKS = {"supported": "✓", "not supported": "✗", "undecided": "?", MIXED: "±", NOT_RUN: "·"}
 
 
-def page(folder: object = None) -> str:
-    """The scoreboard in Markdown: for every chapter a table, a row a claim, a column a profile.
+Boards = Mapping[str, Sequence[Judgement]]
 
-    Args:
-        folder: where the records lie; those that come with the book if not given.
-    """
-    boards = {profile: claims.scoreboard(profile, folder=folder) for profile in PROFILES}
+
+def read(folder: object = None) -> Boards:
+    """Every claim at every profile, by the records in ``folder``; by those of the book if not given."""
+    return {profile: claims.scoreboard(profile, folder=folder) for profile in PROFILES}
+
+
+def page(boards: Boards) -> str:
+    """The scoreboard in Markdown: for every chapter a table, a row a claim, a column a profile."""
     # A profile at which nothing was recorded has no column; its name stands under the tables.
     shown = [name for name in PROFILES if any(each.verdict != NOT_RUN for each in boards[name])]
     absent = [name for name in PROFILES if name not in shown]
@@ -34,11 +37,11 @@ def page(folder: object = None) -> str:
     return "\n".join(parts)
 
 
-def counts(folder: object = None) -> str:
+def counts(boards: Boards) -> str:
     """One sentence for every profile with records: how many claims have which verdict."""
     lines = []
-    for profile in PROFILES:
-        verdicts = [each.verdict for each in claims.scoreboard(profile, folder=folder)]
+    for profile, board in boards.items():
+        verdicts = [each.verdict for each in board]
         if set(verdicts) != {NOT_RUN}:
             parts = [f"{verdicts.count(name)} {name}" for name in MARKS if name in verdicts]
             lines.append(f"- *{profile}*: {', '.join(parts)}.")
@@ -76,7 +79,8 @@ What we changed:
 def _row(judgements: Sequence[Judgement], columns: Sequence[int]) -> str:
     claim = judgements[0].claim
     chosen = [judgements[index] for index in columns]
-    cells = "".join(f"<td>{_cell(each, _scale(chosen))}</td>" for each in chosen)
+    scale = _scale(chosen)
+    cells = "".join(f"<td>{_cell(each, scale)}</td>" for each in chosen)
     total = claims.overall(each.verdict for each in chosen)
     return (
         f'<tr id="{claim.chapter}-{claim.id}"><td>{html.escape(claim.says)}'
