@@ -273,6 +273,8 @@ TRAINING_IMAGES = {
     "cifar10": 50_000,
     "cifar100": 50_000,
     "gtsrb": 39_209,
+    "gtsrb-224": 26_640,
+    "flowers102": 2_040,
     "tiny-imagenet": 100_000,
 }
 
