@@ -9,7 +9,7 @@ STAMP := $(VENV)/kdsec-installed
 EXTRAS := run,book,test
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test slow lint notebooks attacks bench clean
+.PHONY: help setup book test slow lint notebooks figures attacks bench clean
 
 help:
 	@echo 'make book        run every chapter at the quick profile and build the book'
@@ -17,6 +17,7 @@ help:
 	@echo 'make slow        the slow tests'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make notebooks   execute notebooks/ again and store their text outputs'
+	@echo 'make figures     draw the figures again from the committed records, without training'
 	@echo 'make attacks     add the optional torchattacks package (AutoAttack, Square, CW, DeepFool)'
 	@echo 'make bench       measure speed, each as a ratio to a plain loop'
 	@echo 'make setup       create .venv with the tested packages (the others do it when needed)'
@@ -57,6 +58,9 @@ lint: $(STAMP)
 
 notebooks: $(STAMP)
 	@$(PY) book/sync.py
+
+figures: $(STAMP)
+	@$(PY) book/figures.py
 
 # torchattacks asks for requests 2.25, which it never imports and which the book's tools cannot live with.
 attacks: $(STAMP)
