@@ -156,7 +156,7 @@ def draw(chapter: Chapter, out: pathlib.Path, kind: str) -> tuple[list[pathlib.P
 def _save(target: pathlib.Path) -> pathlib.Path:
     """Write beside the target and move into place."""
     part = target.with_name(f".{os.getpid()}-{target.name}")
-    plt.gcf().savefig(part)
+    plt.gcf().savefig(part, bbox_inches="tight")  # as notebooks show it
     plt.close("all")
     part.replace(target)
     return target
