@@ -40,8 +40,8 @@ bringToLife("probability", (data, panel) => {
     });
     const order = fact.order.map((k) => data.classes[k]).join(" › ");
     return make("section", { class: "kdsec-chart" },
-      make("div", { class: "kdsec-head" }, make("strong", {}, fact.name),
-        ` entropy ${fact.entropy.toFixed(2)}`),
+      make("div", { class: "kdsec-head" }, make("strong", {}, fact.name), " ",
+        make("span", {}, `entropy ${fact.entropy.toFixed(2)}`)),
       make("div", { role: "list", "aria-label": `probabilities, ${fact.name}` }, ...rows),
       make("div", { class: "kdsec-order" }, `order: ${order}`));
   };

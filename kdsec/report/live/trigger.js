@@ -31,7 +31,7 @@ bringToLife("trigger", (data, panel) => {
 
   const screen = (name) => {
     const canvas = make("canvas", { width, height, role: "img", "aria-label": name });
-    const element = make("figure", {}, canvas, make("figcaption", {}, name));
+    const element = make("div", {}, canvas, name);
     const show = (rgba) => canvas.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
     return { element, show };
   };
@@ -71,7 +71,7 @@ bringToLife("trigger", (data, panel) => {
   const noise = slider("perturbation ε", data.perturbations.length, 0, levels, () => draw());
   const seen = screen("what the networks see");
   const added = screen("the perturbation, around mid-grey");
-  const head = make("div", { class: "kdsec-row kdsec-asked kdsec-head", "aria-hidden": true },
+  const head = make("div", { class: "kdsec-row kdsec-asked", "aria-hidden": true },
     make("span", {}, "network"), make("span", {}, "answers"),
     make("span", {}, `probability of ${data.classes[data.target]}`), make("span", {}));
   const line = announcement();
