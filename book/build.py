@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import html
 import importlib.metadata
 import importlib.util
 import json
@@ -25,6 +26,7 @@ import nbformat
 from kdsec.chapters import CHAPTERS, PROFILES, Chapter
 from kdsec.errors import KdsecError
 from kdsec.report import records, scoreboard
+from kdsec.report.interactive import STILL
 from kdsec.report.provenance import LIBRARIES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -124,8 +126,17 @@ def prepare(notebook: Any, chapter: Chapter) -> Any:
             raise BuildError(f"{where}: a figure has no alternative text; give it in mystnb.image.alt")
         if figures > 1:  # they would share one alternative text
             raise BuildError(f"{where}: {figures} figures in one cell; give each a cell of its own")
+        for output in cell.outputs if figures else []:
+            describe(output, cell.metadata["mystnb"]["image"]["alt"])
     notebook.metadata.pop("widgets", None)  # would fetch its viewer from outside
     return notebook
+
+
+def describe(output: Any, alt: str) -> None:
+    """Give the still picture inside a figure that answers the alternative text of its cell."""
+    data = output.get("data", {})
+    if "text/html" in data:
+        data["text/html"] = data["text/html"].replace(f'alt="{STILL}"', f'alt="{html.escape(alt)}"')
 
 
 def run_times(run: pathlib.Path, results: pathlib.Path) -> str:

@@ -66,9 +66,16 @@ def text_only(notebook: Any) -> Any:
             outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
             for output in outputs:
                 if "data" in output:
-                    output.data = {k: v for k, v in output.data.items() if k.startswith("text/")}
+                    output.data = _texts(output.data)
             cell.outputs = outputs
     return notebook
+
+
+def _texts(data: Any) -> dict[str, Any]:
+    """What of an output is text. HTML beside a picture is that picture made live, and goes with it."""
+    pictured = any(kind.startswith("image/") for kind in data)
+    wanted = "text/plain" if pictured else "text/"
+    return {kind: text for kind, text in data.items() if kind.startswith(wanted)}
 
 
 def execute(notebook: Any, folder: pathlib.Path) -> Any:

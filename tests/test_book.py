@@ -22,6 +22,7 @@ import nbformat
 import pytest
 
 from kdsec.chapters import CHAPTERS
+from kdsec.report.interactive import STILL
 from kdsec.report.records import Records
 from tests import browser
 
@@ -312,6 +313,14 @@ def test_machinery_is_hidden(small_book: pathlib.Path) -> None:
     assert "peculiarword" in text
     assert "secret_parameter" not in text
     assert "machinery for colab" not in text
+
+
+def test_the_picture_inside_a_figure_that_answers_gets_its_cells_words() -> None:
+    live = _figure()
+    live.data["text/html"] = f'<div><img alt="{STILL}" src="data:image/png;base64,"></div>'
+    made = book.prepare(notebook("Live", live, alt='A "line" that falls'), CHAPTERS["opening"])
+    (html,) = [output.data["text/html"] for output in made.cells[-2].outputs]
+    assert '<img alt="A &quot;line&quot; that falls" src=' in html
 
 
 def test_run_times_come_from_the_records(small_book: pathlib.Path) -> None:
