@@ -18,7 +18,7 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("papermill")
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook  # noqa: E402
 
-from kdsec import launch, notebook, runner  # noqa: E402
+from kdsec import launch, notebook, plan, runner  # noqa: E402
 from kdsec.errors import KdsecError  # noqa: E402
 from kdsec.execute import Job, claimed  # noqa: E402
 from kdsec.report.records import Records, read, recipe_of  # noqa: E402
@@ -320,17 +320,17 @@ def test_a_terminal_gets_a_live_bar(monkeypatch):
 
 
 def test_the_recipe_covers_the_package_but_not_its_drivers():
-    package = pathlib.Path(runner.PACKAGE)
-    assert not runner._is_bystander(package / "train.py")
-    assert not runner._is_bystander(package / "models" / "__init__.py")
-    assert runner._is_bystander(package / "cli.py")
-    assert runner._is_bystander(package / "chapters" / "crossing.py")
-    assert all((package / name).exists() for name in runner.DRIVERS)
+    package = pathlib.Path(plan.PACKAGE)
+    assert not plan._is_bystander(package / "train.py")
+    assert not plan._is_bystander(package / "models" / "__init__.py")
+    assert plan._is_bystander(package / "cli.py")
+    assert plan._is_bystander(package / "chapters" / "crossing.py")
+    assert all((package / name).exists() for name in plan.DRIVERS)
 
 
 def test_the_recipe_covers_what_a_chapter_imports_and_no_more():
     cells = ["%pip install x\nfrom kdsec.defenses.stingy import Stingy", "from kdsec import distill"]
-    behind = {str(file.relative_to(runner.PACKAGE)) for file in runner._code_behind("opening", cells)}
+    behind = {str(file.relative_to(plan.PACKAGE)) for file in plan._code_behind("opening", cells)}
     assert {"defenses/stingy.py", "distill.py", "chapters/opening.py", "models/resnet.py"} <= behind
     assert not behind & {"defenses/nasty.py", "attacks/evasion.py", "chapters/__init__.py", "cli.py"}
 
