@@ -53,7 +53,7 @@ def test_the_plan_holds_what_was_asked_for_and_is_not_done(tmp_path, monkeypatch
     asked = ["chapters=opening,crossing", "profiles=quick,small", "seeds=0-1,3", "device=cuda"]
     assert snakemake_here("--profile", profile("slurm"), "--dry-run", "--config", *asked) == 0
     text = capfd.readouterr().out
-    jobs = re.findall(r"rule (run|renew):.*?wildcards: ([^\n]*)\n *resources: ([^\n]*)", text, re.DOTALL)
+    jobs = re.findall(r"rule (run|renew):.*?wildcards: ([^\n]*)\n.*?resources: ([^\n]*)", text, re.DOTALL)
     found = {
         tuple(re.findall(r"(?:profile|chapter|seed)=([\w-]+)", wild)): (rule, used)
         for rule, wild, used in jobs
