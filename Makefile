@@ -9,7 +9,7 @@ STAMP := $(VENV)/kdsec-installed
 EXTRAS := run,book,test
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test slow lint notebooks figures attacks bench clean
+.PHONY: help setup book test slow lint notebooks figures attacks cluster bench clean
 
 help:
 	@echo 'make book        run every chapter at the quick profile and build the book'
@@ -19,6 +19,7 @@ help:
 	@echo 'make notebooks   execute notebooks/ again and store their text outputs'
 	@echo 'make figures     draw the figures again from the committed records, without training'
 	@echo 'make attacks     add the optional torchattacks package (AutoAttack, Square, CW, DeepFool)'
+	@echo 'make cluster     add Snakemake and what it needs for SLURM and Kubernetes'
 	@echo 'make bench       measure speed, each as a ratio to a plain loop'
 	@echo 'make setup       create .venv with the tested packages (the others do it when needed)'
 	@echo 'make clean       remove what was built; the virtual environment stays'
@@ -65,6 +66,9 @@ figures: $(STAMP)
 # torchattacks asks for requests 2.25, which it never imports and which the book's tools cannot live with.
 attacks: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1
+
+cluster: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster]'
 
 bench: $(STAMP)
 	@$(PY) -m benchmarks

@@ -7,8 +7,8 @@ What each command needs is imported when it runs, so that ``--help`` and ``list`
 from __future__ import annotations
 
 import argparse
-import ast
 import json
+import math
 import os
 import pathlib
 import sys
@@ -20,7 +20,6 @@ from kdsec.chapters import CHAPTERS, PROFILES
 from kdsec.errors import KdsecError, choose
 from kdsec.report.text import text_table
 
-MOST_SEEDS = 1000
 KEYS = ["chapter", "dataset", "arm", "model", "setting", "metric"]
 
 
@@ -121,6 +120,14 @@ def _add_run(run: _Parser) -> None:
         help="change a setting of the profile; needs --out",
     )
     run.add_argument("--notebooks", metavar="DIR", help="the chapters' notebooks (default: the repository's)")
+    run.add_argument(
+        "--gaps-first",
+        action="store_true",
+        help="begin with what closes the widest gaps in the scoreboard, as `kdsec verify` shows them",
+    )
+    run.add_argument(
+        "--minutes", metavar="N", help="begin no run after N minutes; those under way go on to their end"
+    )
 
 
 def _add_profile(parser: _Parser) -> None:
@@ -148,8 +155,11 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    seeds = _seeds(options.seeds)
-    overrides = _overrides(options.overrides)
+    from kdsec.plan import parse_overrides, parse_seeds
+
+    seeds = parse_seeds(options.seeds)
+    overrides = parse_overrides(options.overrides)
+    minutes = _minutes(options.minutes)
     if not options.jobs.isdecimal() or int(options.jobs) < 1:
         raise KdsecError(f"--jobs {options.jobs!r} is not a whole number from 1 up")
     for name in options.chapters:  # the checks that need nothing heavy come first: typing errors show at once
@@ -167,6 +177,8 @@ def _run(options: argparse.Namespace) -> int:
         fresh=options.fresh,
         overrides=overrides,
         notebooks=options.notebooks,
+        gaps_first=options.gaps_first,
+        minutes=minutes,
     )
     rows = [
         {
@@ -270,35 +282,11 @@ def _show(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> int:
     return 0
 
 
-def _seeds(text: str) -> list[int]:
-    """``0,1,2``, ``0-4`` or both mixed."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        ends = [first, last] if dash else [first]
-        if not all(end.isascii() and end.isdecimal() and len(end) <= 10 for end in ends):
-            raise KdsecError(f"--seeds {text!r} is not a list of whole numbers; write 0,1,2 or 0-4")
-        low, high = int(ends[0]), int(ends[-1])
-        if not 0 <= high - low < MOST_SEEDS:
-            raise KdsecError(
-                f"--seeds {text!r}: {part} is no range from low to high of at most {MOST_SEEDS} seeds"
-            )
-        seeds += range(low, high + 1)
-    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
-    if twice:
-        raise KdsecError(f"--seeds {text!r} has {twice[0]} twice; give each seed once")
-    return seeds
-
-
-def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """Python values where they parse as such, else text."""
-    overrides: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name.isidentifier() or name in overrides:
-            raise KdsecError(f"--set {pair!r} is not NAME=VALUE with a new name; for instance --set epochs=3")
-        try:
-            overrides[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            overrides[name] = text
-    return overrides
+def _minutes(text: str | None) -> float:
+    try:
+        minutes = math.inf if text is None else float(text)
+    except ValueError:
+        minutes = 0.0
+    if not minutes > 0:
+        raise KdsecError(f"--minutes {text!r} is not a number above 0; for instance --minutes 90")
+    return minutes

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kdsec import notebook
+from kdsec import notebook, plain
 from kdsec.errors import KdsecError
 from kdsec.report.records import location, recipe_of
 
@@ -34,7 +34,10 @@ Report = Callable[..., None]
 
 @dataclass(frozen=True)
 class Job:
-    """One chapter at one profile and seed. Paths are absolute; ``scratch`` is the runner's to delete."""
+    """One chapter at one profile and seed. Paths are absolute; ``scratch`` is the runner's to delete.
+
+    ``page``: whether Jupyter executes it and keeps the executed notebook, or Python alone, for the record.
+    """
 
     chapter: str
     profile: str
@@ -45,6 +48,7 @@ class Job:
     out: pathlib.Path
     scratch: pathlib.Path
     recipe: str
+    page: bool = True
 
     @property
     def label(self) -> str:
@@ -84,7 +88,7 @@ def main() -> None:
         events.flush()
 
     try:
-        kernel = _kernel(job)
+        kernel = _kernel(job) if job.page else None
         with claimed(job.staging):
             _die_with_the_runner(job, kernel)
             failure = _execute(job, kernel, report)
@@ -102,15 +106,19 @@ def _execute(job: Job, kernel: Any, report: Report) -> str:
     job.final(".failed.ipynb").unlink(missing_ok=True)
     os.chdir(job.staging)
     prepared, executed = pathlib.Path("prepared.ipynb"), pathlib.Path("executed.ipynb")
-    notebook.write(notebook.with_parameters(source, job.parameters), prepared)
-    failure = _papermill(kernel, prepared, executed, report)
+    if job.page:
+        notebook.write(notebook.with_parameters(source, job.parameters), prepared)
+        failure = _papermill(kernel, prepared, executed, report)
+    else:
+        failure = _plainly(source, job, report)
     if not failure and recipe_of(".", job.profile, job.chapter, job.seed) != job.recipe:
         failure = "the notebook ended without a record; its last cell must call run.finish()"
     if failure:
         if executed.exists():
             os.replace(executed, job.final(".failed.ipynb"))
         return failure
-    notebook.write(notebook.finished(source, notebook.read(executed), job.parameters), executed)
+    if job.page:
+        notebook.write(notebook.finished(source, notebook.read(executed), job.parameters), executed)
     _publish(job, executed)
     return ""
 
@@ -128,8 +136,7 @@ def _papermill(kernel: Any, prepared: pathlib.Path, executed: pathlib.Path, repo
         nonlocal at
         if cell.cell_type == "code":
             at = cell_index
-            number, total, heading = notebook.describe(cells, at)
-            report(cell=number, of=total, heading=heading)
+            _tell(cells, at, report)
 
     try:
         papermill.execute_notebook(
@@ -152,6 +159,20 @@ def _papermill(kernel: Any, prepared: pathlib.Path, executed: pathlib.Path, repo
     finally:
         run_sync(kernel.shutdown_kernel)(now=True)
     return ""
+
+
+def _plainly(source: Any, job: Job, report: Report) -> str:
+    """Run the cells in this process; returns what went wrong, or nothing."""
+    try:
+        plain.execute(source, job.parameters, lambda index: _tell(source, index, report))
+    except plain.CellFailed as error:
+        return _failure(source, error.index, _exception(error.kind, error.message))
+    return ""
+
+
+def _tell(cells: Any, index: int, report: Report) -> None:
+    number, total, heading = notebook.describe(cells, index)
+    report(cell=number, of=total, heading=heading)
 
 
 def _failure(cells: Any, index: int, reason: str) -> str:
@@ -200,7 +221,7 @@ def _die_with_the_runner(job: Job, kernel: Any) -> None:
     """
 
     def stop(*_: Any) -> None:
-        group = getattr(kernel.provisioner, "pgid", None)
+        group = getattr(getattr(kernel, "provisioner", None), "pgid", None)
         if group:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
@@ -222,7 +243,10 @@ def _publish(job: Job, executed: pathlib.Path) -> None:
     staged = location(".", job.profile, job.chapter, job.seed, ".csv")
     job.final(".json").unlink(missing_ok=True)
     os.replace(staged, job.final(".csv"))
-    os.replace(executed, job.final(".ipynb"))
+    if job.page:
+        os.replace(executed, job.final(".ipynb"))
+    else:
+        job.final(".ipynb").unlink(missing_ok=True)  # of an earlier run: it shows other numbers
     os.replace(staged.with_suffix(".json"), job.final(".json"))
 
 

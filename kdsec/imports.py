@@ -30,13 +30,17 @@ def imported_files(code: str, within: str = "") -> set[pathlib.Path]:
     return found
 
 
+def without_commands(code: str) -> str:
+    """A cell's code as plain Python: nothing is done in place of IPython's commands (``%`` and ``!``)."""
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.MULTILINE)
+
+
 @functools.lru_cache(maxsize=256)
 def _imports(code: str) -> tuple[str, ...]:
     """Dotted names below kdsec; ``from kdsec.data import load`` names both kdsec.data and kdsec.data.load."""
     names: list[str] = []
-    plain = re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.MULTILINE)  # IPython's commands
     try:
-        tree = ast.parse(plain)
+        tree = ast.parse(without_commands(code))
     except SyntaxError:
         return ()  # it will not run either
     for node in ast.walk(tree):

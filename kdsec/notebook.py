@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import copy
+import importlib.util
+import json
 import os
 import pathlib
 import warnings
@@ -19,16 +21,27 @@ PARAMETERS = ("profile", "seed", "device", "out", "overrides")
 INJECTED = "injected-parameters"  # papermill's tag, which other tools know too
 
 
+class _Node(dict[str, Any]):
+    """What nbformat makes of a JSON object, in a line."""
+
+    __getattr__ = dict.__getitem__
+
+
+def jupyter() -> bool:
+    """Whether the packages of the extra ``run`` are here, which execute notebooks and keep their pages."""
+    return all(importlib.util.find_spec(name) for name in ("ipykernel", "nbclient", "nbformat", "papermill"))
+
+
 def read(path: pathlib.Path) -> Any:
-    """The notebook as nbformat knows it (version 4).
+    """The notebook as nbformat knows it (version 4), or without nbformat as much of it as can be executed.
 
     Raises:
-        KdsecError: it cannot be read, or is no notebook; or nbformat is not installed.
+        KdsecError: it cannot be read, or is no notebook.
     """
-    try:
-        import nbformat
-    except ImportError:
-        raise KdsecError("running chapters needs more: pip install 'kdsec[run]'") from None
+    if not jupyter():
+        return _read_plainly(path)
+    import nbformat
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a cell without an id, which nbformat then gives it
@@ -41,6 +54,19 @@ def read(path: pathlib.Path) -> Any:
         result.nbformat_minor = 5
         for number, cell in enumerate(result.cells):
             cell.id = f"cell-{number}"
+    return result
+
+
+def _read_plainly(path: pathlib.Path) -> Any:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"), object_hook=_Node)
+        for cell in result.cells:
+            cell["source"] = "".join(cell.source)
+            cell.cell_type, cell.metadata  # noqa: B018
+    except OSError as error:
+        raise KdsecError(f"cannot read the notebook {path}: {error.strerror}") from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise KdsecError(f"{path} is not a notebook; restore it from the repository") from None
     return result
 
 

@@ -63,6 +63,8 @@ MISTAKES = {
     "run --seeds ²": "0,1,2 or 0-4",
     "run --jobs 0": "from 1 up",
     "run --jobs two": "from 1 up",
+    "run --minutes 0": "above 0",
+    "run --minutes soon": "above 0",
     "run --device tpu": "choose from: auto, cpu, cuda",
     "run --set epochs": "NAME=VALUE",
     "run --set alpha=0.5": "--out",
@@ -172,6 +174,7 @@ def test_run_passes_everything_on_and_tells_what_became_of_it(monkeypatch, capsy
 
     monkeypatch.setattr(runner, "run_chapters", fake)
     line = "run opening --profile small --seeds 0-2,7 --jobs 3 --device cpu --out o --fresh --notebooks n"
+    line += " --gaps-first --minutes 90"
     sets = ["--set", "queries=(5, 9)", "--set", "teacher=resnet8", "--set", "alpha=0.5"]
     assert main([*line.split(), *sets]) == 1
     assert asked == {
@@ -184,6 +187,8 @@ def test_run_passes_everything_on_and_tells_what_became_of_it(monkeypatch, capsy
         "fresh": True,
         "overrides": {"queries": (5, 9), "teacher": "resnet8", "alpha": 0.5},
         "notebooks": "n",
+        "gaps_first": True,
+        "minutes": 90.0,
     }
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split() == ["opening", "0", "done", "1.2", "o"] and "failed" in lines[3]

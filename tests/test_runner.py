@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,15 +19,18 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("papermill")
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook  # noqa: E402
 
-from kdsec import launch, notebook, runner  # noqa: E402
+from kdsec import chapters, launch, notebook, plan, runner  # noqa: E402
+from kdsec.chapters import CHAPTERS  # noqa: E402
 from kdsec.errors import KdsecError  # noqa: E402
 from kdsec.execute import Job, claimed  # noqa: E402
+from kdsec.report import claims  # noqa: E402
 from kdsec.report.records import Records, read, recipe_of  # noqa: E402
 from kdsec.runner import run_chapters  # noqa: E402
 
 PARAMETERS = 'profile = "quick"\nseed = 0\ndevice = "auto"\nout = None\noverrides = {}'
 RECORD = """\
 import os
+from kdsec.report import claims  # noqa: E402
 from kdsec.report.records import Records
 records = Records("opening", profile, seed, "digits")
 records.add("kd", "net", "accuracy", 0.5 + seed / 10, n=10)
@@ -272,6 +276,147 @@ def test_a_notebook_needs_a_parameters_cell(book, nothing_starts):
         run()
 
 
+NO_JUPYTER = ("IPython", "ipykernel", "jupyter_client", "jupyter_core", "nbclient", "nbformat", "papermill")
+
+
+@pytest.fixture
+def no_jupyter(tmp_path, monkeypatch):
+    """Take Jupyter away, here and from every process that is started."""
+    hide = f"import sys\nsys.modules.update(dict.fromkeys({NO_JUPYTER!r}))"
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "sitecustomize.py").write_text(hide)
+
+    def apply():
+        for name in NO_JUPYTER:
+            monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bare"))
+
+    return apply
+
+
+def test_without_jupyter_the_record_is_the_same(book, no_jupyter, capfd):
+    """What a cell defines has the same source for a fingerprint; what it shows does not disturb."""
+    defined = """\
+from __future__ import annotations
+import dataclasses
+from IPython.display import Markdown, display
+import matplotlib.pyplot as plt
+if seed < 0:
+    %pip install nothing
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    weight: float = 0.5
+    def __call__(self, outputs):
+        return self.weight * outputs
+def twice(x):
+    return 2 * x
+display(Markdown(f"device {device}"))
+plt.plot([0, 1])
+plt.show()"""
+    record = """\
+from kdsec.fingerprint import fingerprint
+from kdsec.report import claims  # noqa: E402
+from kdsec.report.records import Records
+import os
+records = Records("opening", profile, seed, "digits")
+records.add("kd", fingerprint([Loss(), twice]), "accuracy", 0.5, queries=overrides["queries"][0])
+records.save(out, {"recipe": os.environ.get("KDSEC_RECIPE"), "overrides": list(overrides["queries"])})"""
+    book(defined, record=record)
+    asked = {"overrides": {"queries": (7, 9)}}
+    assert run(out="one", **asked)[0].status == "done"
+    no_jupyter()
+    pathlib.Path("two/quick/opening").mkdir(parents=True)
+    pathlib.Path("two/quick/opening/seed0.ipynb").touch()
+    assert run(out="one", **asked)[0].status == "resumed", "a page is neither asked for nor looked at"
+    assert run(out="two", **asked)[0].status == "done"
+    assert "no pages" in capfd.readouterr().err
+    assert files("two/quick/opening") == ["seed0.csv", "seed0.json"], "a page that shows other numbers stayed"
+    for name in files("two/quick/opening"):
+        first, second = (pathlib.Path(folder, "quick/opening", name).read_text() for folder in ("one", "two"))
+        assert first == second, name
+
+
+def test_without_jupyter_a_failure_is_told_the_same(book, no_jupyter):
+    book("if seed == 1:\n    raise ValueError('first\\nsecond')", record="raise SystemExit(3)")
+    no_jupyter()
+    left, raised = run(0, 1, jobs=2)
+    assert left.reason == "failed: code cell 4 of 4 under 'The middle', `raise SystemExit(3)`: SystemExit: 3"
+    told = "code cell 3 of 4 under 'The middle', `if seed == 1:`: ValueError: first second"
+    assert raised.reason == f"failed: {told}"
+    assert files() == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"cells": 3}', '{"cells": [{}]}'])
+def test_without_jupyter_a_damaged_notebook_is_named(book, nothing_starts, no_jupyter, text):
+    pathlib.Path("nbs/01-opening.ipynb").write_text(text)
+    no_jupyter()
+    with pytest.raises(KdsecError, match=r"01-opening\.ipynb is not a notebook"):
+        run()
+
+
+def test_no_run_is_begun_when_the_time_is_over(book, instantly, monkeypatch):
+    finish = runner.Launcher.run
+
+    def take_a_while(self, job):
+        time.sleep(0.1)
+        return finish(self, job)
+
+    monkeypatch.setattr(runner.Launcher, "run", take_a_while)
+    first, second = run(0, 1, minutes=0.05 / 60)
+    assert (first.status, second.status) == ("done", "left") and "goes on from here" in second.reason
+    assert [each.status for each in run(0, 1, minutes=5)] == ["resumed", "done"]
+    assert executions() == ["0", "1"]
+
+
+def record_claims(job):
+    """A record with every number that the claims of its chapter ask for."""
+    settings = chapters.settings(job.chapter, job.profile)
+    records = Records(job.chapter, job.profile, job.seed, "digits")
+    for claim in claims.papers()[job.chapter].claims:
+        for quantity in filter(None, (claim.first, claim.second)):
+            names = (quantity.arm, quantity.model or "net", quantity.metric, quantity.setting)
+            arm, model, metric, setting = (claims._fill(name, settings) for name in names)
+            pairs = dict(part.split("=") for part in setting.split(";") if part)
+            with contextlib.suppress(KdsecError):  # several claims ask for it
+                records.add(arm, model, metric, 0.5 + job.seed / 7, **pairs)
+    records.save(job.out, {"recipe": job.recipe})
+
+
+def test_the_widest_gaps_of_the_scoreboard_come_first(tmp_path):
+    """First what is not yet run anywhere, most claims first; then chapter by chapter to three seeds."""
+
+    everything = plan.plan([], "paper", [0, 1, 2, 3], out=tmp_path)
+
+    def todo(*seeds):
+        return [job for job in everything if job.seed in seeds and not job.final(".json").exists()]
+
+    def order(jobs):
+        return [(job.chapter, job.seed) for job in plan.widest_gaps_first(jobs)]
+
+    board = [each.claim.chapter for each in claims.scoreboard("paper", folder=tmp_path)]
+    ranked = sorted(CHAPTERS, key=lambda name: -board.count(name))
+    assert ranked != list(CHAPTERS), "this says nothing where the book's order is that of the gaps"
+    rest = [(name, seed) for name in ranked for seed in (1, 2)]
+    assert order(todo(0, 1, 2)) == [*((name, 0) for name in ranked), *rest]
+
+    most = ranked[0]
+    record_claims(next(job for job in todo(0) if job.chapter == most))
+    verdicts = [each.verdict for each in claims.scoreboard("paper", [most], tmp_path)]
+    assert claims.NOT_RUN not in verdicts
+    assert order(todo(0, 1, 2)) == [*((name, 0) for name in ranked[1:]), *rest]
+
+    for job in todo(0, 1, 2):
+        if job.chapter == most:
+            record_claims(job)
+    after = order(todo(0, 1, 2, 3))[3 * (len(CHAPTERS) - 1) :]
+    assert {seed for _, seed in after} == {3} and len(after) == len(CHAPTERS), (
+        "three seeds decide, a fourth can wait"
+    )
+    old = [job for job in everything if (job.chapter, job.seed) == (most, 0)]
+    new = [job for job in todo(3) if job.chapter == most]
+    assert order([*old, *new]) == [(most, 3), (most, 0)], "what only renews a record comes last"
+
+
 def test_one_folder_runs_once(tmp_path):
     with claimed(tmp_path / "part"):
         (tmp_path / "part" / "file").write_text("")
@@ -320,17 +465,17 @@ def test_a_terminal_gets_a_live_bar(monkeypatch):
 
 
 def test_the_recipe_covers_the_package_but_not_its_drivers():
-    package = pathlib.Path(runner.PACKAGE)
-    assert not runner._is_bystander(package / "train.py")
-    assert not runner._is_bystander(package / "models" / "__init__.py")
-    assert runner._is_bystander(package / "cli.py")
-    assert runner._is_bystander(package / "chapters" / "crossing.py")
-    assert all((package / name).exists() for name in runner.DRIVERS)
+    package = pathlib.Path(plan.PACKAGE)
+    assert not plan._is_bystander(package / "train.py")
+    assert not plan._is_bystander(package / "models" / "__init__.py")
+    assert plan._is_bystander(package / "cli.py")
+    assert plan._is_bystander(package / "chapters" / "crossing.py")
+    assert all((package / name).exists() for name in plan.DRIVERS)
 
 
 def test_the_recipe_covers_what_a_chapter_imports_and_no_more():
     cells = ["%pip install x\nfrom kdsec.defenses.stingy import Stingy", "from kdsec import distill"]
-    behind = {str(file.relative_to(runner.PACKAGE)) for file in runner._code_behind("opening", cells)}
+    behind = {str(file.relative_to(plan.PACKAGE)) for file in plan._code_behind("opening", cells)}
     assert {"defenses/stingy.py", "distill.py", "chapters/opening.py", "models/resnet.py"} <= behind
     assert not behind & {"defenses/nasty.py", "attacks/evasion.py", "chapters/__init__.py", "cli.py"}
 
@@ -365,21 +510,25 @@ def alive(pid):
 
 @pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "jupyter"),
     [
-        signal.SIGINT,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+        (signal.SIGINT, True),
+        pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, False, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_leaves_nothing_and_is_taken_up_again(book, tmp_path, kind):
+def test_a_killed_run_leaves_nothing_and_is_taken_up_again(book, tmp_path, no_jupyter, kind, jupyter):
     flag, pid = tmp_path / "slow", tmp_path / "pid"
     book(WAIT.format(flag=str(flag), pid=str(pid)))
     flag.touch()
+    if not jupyter:
+        no_jupyter()
     command = [sys.executable, "-m", "kdsec", "run", "opening", "--seeds", "0,1"]
     process = subprocess.Popen(
         [*command, "--out", "out", "--notebooks", "nbs"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -397,7 +546,7 @@ def test_a_killed_run_leaves_nothing_and_is_taken_up_again(book, tmp_path, kind)
         process.kill()
     until(lambda: not alive(kernel), "the kernel survived")
     until(lambda: not list(pathlib.Path("out/quick/opening").glob(".*")), "the staging folder stayed")
-    assert files() == ["seed0.csv", "seed0.ipynb", "seed0.json"]
+    assert files() == ["seed0.csv", *(["seed0.ipynb"] if jupyter else []), "seed0.json"]
     if kind != signal.SIGKILL:
         assert process.returncode == 130
         last = errors.strip().splitlines()[-1]

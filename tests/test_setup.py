@@ -61,20 +61,26 @@ def _makefile(variable: str) -> str:
 
 
 def _direct() -> list[Requirement]:
-    # Not ``attacks``: what it drags in must not reach people who do not ask for it.
+    # Not ``attacks`` and ``cluster``: what they drag in must not reach people who do not ask for it.
     lists = [PROJECT["dependencies"], *(EXTRAS[name] for name in _makefile("EXTRAS").split(","))]
     return [Requirement(text) for group in lists for text in group]
 
 
-@pytest.mark.parametrize("requirement", _direct(), ids=str)
+def _cluster() -> list[Requirement]:
+    return [Requirement(text) for text in EXTRAS["cluster"]]
+
+
+@pytest.mark.parametrize("requirement", [*_direct(), *_cluster()], ids=str)
 def test_direct_dependency_is_pinned_inside_its_range(requirement: Requirement) -> None:
     pinned = _constraints().get(canonicalize_name(requirement.name))
     assert pinned is not None, f"{requirement.name} has no line in constraints.txt"
     assert requirement.specifier.contains(pinned), f"{requirement} does not allow {pinned}"
 
 
-@pytest.mark.parametrize("requirement", _direct(), ids=str)
+@pytest.mark.parametrize("requirement", [*_direct(), *_cluster()], ids=str)
 def test_pinned_version_is_the_one_these_tests_run_with(requirement: Requirement) -> None:
+    if requirement in _cluster():
+        pytest.importorskip("snakemake", reason="the extra `cluster` is not installed")
     installed = Version(importlib.metadata.version(requirement.name))
     # A build tag (2.9.0+cpu) is the same release on another device.
     assert Version(installed.public) == _constraints()[canonicalize_name(requirement.name)]
@@ -85,7 +91,7 @@ def test_conda_installs_the_same_set_as_make() -> None:
     *conda, pip = environment["dependencies"]
     assert conda == ["python>=3.11,<3.14", "pip"]
     assert pip == {"pip": ["-c constraints.txt", f"-e .[{_makefile('EXTRAS')}]"]}
-    assert set(_makefile("EXTRAS").split(",")) == set(EXTRAS) - {"attacks"}
+    assert set(_makefile("EXTRAS").split(",")) == set(EXTRAS) - {"attacks", "cluster"}
 
 
 def test_binder_installs_what_a_chapter_needs_and_nothing_else() -> None:
