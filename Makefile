@@ -7,15 +7,16 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/kdsec-installed
 EXTRAS := run,book,test
+SPELLED := README.md CONTRIBUTING.md book notebooks kdsec benchmarks tests results/README.md
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book test slow lint notebooks figures attacks cluster bench clean
 
 help:
 	@echo 'make book        run every chapter at the quick profile and build the book'
-	@echo 'make test        lint, type check, fast tests, and the notebooks against their stored outputs'
+	@echo 'make test        lint, spelling, type check, fast tests, and the notebooks against their stored outputs'
 	@echo 'make slow        the slow tests'
-	@echo 'make lint        ruff and mypy'
+	@echo 'make lint        ruff, spelling and mypy'
 	@echo 'make notebooks   execute notebooks/ again and store their text outputs'
 	@echo 'make figures     draw the figures again from the committed records, without training'
 	@echo 'make attacks     add the optional torchattacks package (AutoAttack, Square, CW, DeepFool)'
@@ -55,6 +56,7 @@ slow: $(STAMP)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .
+	@$(PY) -m codespell_lib $(SPELLED)
 	@$(PY) -m mypy
 
 notebooks: $(STAMP)

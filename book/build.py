@@ -112,7 +112,8 @@ def executed(run: pathlib.Path, chapter: Chapter) -> Any:
 
 
 def prepare(notebook: Any, chapter: Chapter) -> Any:
-    """Hide the cells that are machinery; every figure must say in words what it shows."""
+    """Hide the cells that are machinery; every figure must say in words what it shows, and is numbered."""
+    numbered = 0
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             continue
@@ -122,12 +123,18 @@ def prepare(notebook: Any, chapter: Chapter) -> Any:
             continue
         figures = sum(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {}))
         where = f"{chapter.notebook}, cell {index}"
-        if figures and not cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
-            raise BuildError(f"{where}: a figure has no alternative text; give it in mystnb.image.alt")
+        if not figures:
+            continue
+        for what, key, name in (("alternative text", "image", "alt"), ("caption", "figure", "caption")):
+            if not cell.metadata.get("mystnb", {}).get(key, {}).get(name):
+                raise BuildError(f"{where}: a figure has no {what}; give it in mystnb.{key}.{name}")
         if figures > 1:  # they would share one alternative text
             raise BuildError(f"{where}: {figures} figures in one cell; give each a cell of its own")
-        for output in cell.outputs if figures else []:
+        for output in cell.outputs:
             describe(output, cell.metadata["mystnb"]["image"]["alt"])
+        # A name is what Sphinx numbers figures by, and an address to link to.
+        numbered += 1
+        cell.metadata["mystnb"]["figure"].setdefault("name", f"{chapter.name}-figure-{numbered}")
     notebook.metadata.pop("widgets", None)  # would fetch its viewer from outside
     return notebook
 

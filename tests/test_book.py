@@ -73,7 +73,10 @@ def _figure() -> nbformat.NotebookNode:
 
 
 def notebook(
-    title: str, *outputs: nbformat.NotebookNode, alt: str = "A line that falls"
+    title: str,
+    *outputs: nbformat.NotebookNode,
+    alt: str = "A line that falls",
+    caption: str = "Look: it falls.",
 ) -> nbformat.NotebookNode:
     """An executed chapter with one of everything."""
     v4 = nbformat.v4
@@ -89,7 +92,7 @@ def notebook(
         v4.new_code_cell("frame", outputs=[v4.new_output("display_data", {"text/html": table})]),
         v4.new_code_cell("draw()", outputs=list(outputs) or [_figure()]),
     ]
-    code[-1].metadata["mystnb"] = {"image": {"alt": alt}}
+    code[-1].metadata["mystnb"] = {"image": {"alt": alt}, "figure": {"caption": caption}}
     for count, cell in enumerate(code, start=1):
         cell.execution_count = count
     top = v4.new_markdown_cell(f"# {title}\n\nA peculiarword, and $a^2+b^2=c^2$.")
@@ -187,7 +190,9 @@ LOOK = """() => {
         drawn: drawn,
         errors: document.querySelectorAll('.bd-article :is([data-mml-node=merror], mjx-merror)').length,
         images: [...document.images].map(i => [i.src, i.naturalWidth, (i.getAttribute('alt') || '').trim()]),
-        figures: document.querySelectorAll('.bd-article .cell_output img').length }; }"""
+        figures: document.querySelectorAll('.bd-article .cell_output img:not(.text_html img)').length,
+        captions: [...document.querySelectorAll('.bd-article figure:has(> img) .caption-text')]
+            .filter(text => text.innerText.trim()).length }; }"""
 
 
 @pytest.fixture(scope="session")
@@ -217,11 +222,12 @@ def test_maths_is_typeset(visits: dict[str, dict[str, Any]]) -> None:
 
 
 @pytest.mark.browser
-def test_every_figure_has_pixels_and_alternative_text(visits: dict[str, dict[str, Any]]) -> None:
+def test_every_figure_has_pixels_alternative_text_and_a_caption(visits: dict[str, dict[str, Any]]) -> None:
     for path, found in visits.items():
         for source, width, alt in found["images"]:
             assert width > 0, (path, source)
             assert alt, (path, source)
+        assert found["captions"] == found["figures"], path
     assert sum(found["figures"] for found in visits.values()) > 0
 
 
@@ -389,6 +395,7 @@ def _not_executed() -> Any:
         (_failed, "opening failed"),
         (_not_executed, "was not executed"),
         (lambda: notebook("No alt", _figure(), alt=""), "no alternative text"),
+        (lambda: notebook("No caption", _figure(), caption=""), "no caption"),
         (lambda: notebook("Two", _figure(), _figure()), "2 figures in one cell"),
     ],
 )
