@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from typing import Any
 
@@ -126,7 +127,7 @@ def _networks(ax: Any) -> None:
     layers = [(0.0, (0.1, 0.5, 0.9)), (0.17, (0.3, 0.7)), (0.33, (0.5,))]
     mirrored = [(0.67, (0.5,)), (0.83, (0.3, 0.7)), (1.0, (0.5,))]
     for net, colour, size in ((layers, plots.BLUE, 13), (mirrored, plots.RED, 11)):
-        for (x, ys), (x_next, ys_next) in zip(net, net[1:], strict=False):
+        for (x, ys), (x_next, ys_next) in itertools.pairwise(net):
             for y in ys:
                 for y_next in ys_next:
                     ax.plot([x, x_next], [y, y_next], color="#9AA5B1", lw=1.5, zorder=1)

@@ -1,7 +1,7 @@
 """The index: every term of the glossary points to the place in each chapter where it first turns up.
 
-Sphinx makes the page ``genindex`` from index entries. Those in the chapters are not typed: they follow from the
-glossary, so that a new term, or a chapter that takes up an old one, needs nothing more.
+Sphinx makes the page ``genindex`` from index entries. Those in the chapters are not typed: they follow from
+the glossary, so that a new term, or a chapter that takes up an old one, needs nothing more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def terms(text: str | None = None) -> list[str]:
 
 
 def pattern(term: str) -> re.Pattern[str]:
-    """Finds ``term`` as a word, in the plural too; abbreviations as they are written, other words in any case."""
+    """Finds ``term`` as a word, in the plural too; in any case, unless it has capitals of its own."""
     flags = 0 if any(letter.isupper() for letter in term) else re.IGNORECASE
     letters = re.escape(term).replace(r"\ ", r"[\s-]+")
     plural = f"{letters[:-1]}(?:y|ies)" if term.endswith("y") else f"{letters}(?:e?s)?"

@@ -39,10 +39,12 @@ class Source:
     Attributes:
         boards: every claim at every profile, from ``scoreboard.read``.
         folder: the records themselves, as ``kdsec run --out`` wrote them.
+        plain: tables in Markdown, for a page without the book's styles; else in HTML.
     """
 
     boards: Boards
     folder: Any
+    plain: bool = False
 
     def judged(self, chapter: str, name: str) -> list[Judgement]:
         """The claim ``name`` of ``chapter`` at every profile."""
@@ -56,16 +58,12 @@ class Source:
     # Every mark is a method of its name that takes what stands before the colon, and the list behind it.
 
     def claims(self, chapter: str, names: Sequence[str]) -> str:
-        """A table in HTML; a profile at which none of these claims was run has no column."""
+        """A table, a row a claim; a profile at which none of these claims was run has no column."""
         rows = [self.judged(chapter, name) for name in names]
         columns = [place for place in range(len(PROFILES)) if any(row[place].difference for row in rows)]
         if not columns:
             return "Nothing is recorded yet."
-        heads = ["claim", *(_scale(rows, place) for place in columns)]
-        lines = [_row(row, columns) for row in rows]
-        head = "".join(f'<th scope="col">{each}</th>' for each in heads)
-        table = f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-        return f'<div class="quoted">{table}</div>'
+        return (_markdown if self.plain else _html)(rows, columns)
 
     def times(self, chapter: str, names: Sequence[str]) -> str:
         """``19 times on digits``: the ratio of the means over seeds, at every profile where both are."""
@@ -81,15 +79,14 @@ class Source:
         return _listed(parts) or "nothing recorded yet"
 
     def minutes(self, chapter: str, names: Sequence[str] = ()) -> str:
-        """``1 minute at quick and 23 at small``: the longest seed, with the training that a cache saved."""
+        """``minutes a seed: 0.8 at quick and 23.0 at small``: the longest of the seeds."""
         parts = []
         for profile in PROFILES:
             runs = records.runs(self.folder, profile, choose("chapter", chapter, CHAPTERS))
             if runs:
                 longest = max(minutes(run) for run in runs)
-                rounded = "less than 1" if longest < 0.5 else f"{longest:.0f}"
-                parts.append(f"{rounded} at *{profile}*")
-        return f"{_listed(parts)} minutes a seed" if parts else "nothing recorded yet"
+                parts.append(f"{max(longest, 0.1):.1f} at *{profile}*")
+        return f"minutes a seed: {_listed(parts)}" if parts else "nothing recorded yet"
 
     def defaults(self, module: str, names: Sequence[str]) -> str:
         """``keep=2``, ``temperature=6``: of a class or function in ``kdsec``; all, or the fields named."""
@@ -138,17 +135,32 @@ def minutes(run: dict[str, Any]) -> float:
     return float(max(run["seconds"], run.get("training", {}).get("seconds", 0))) / 60
 
 
-def _scale(rows: Sequence[Sequence[Judgement]], place: int) -> str:
-    """The head of a column: profile, data set, seeds."""
+def _markdown(rows: Sequence[Sequence[Judgement]], columns: Sequence[int]) -> str:
+    lines = [["claim", *(", ".join(_scale(rows, place)) for place in columns)], ["---"] * (1 + len(columns))]
+    lines += [[row[0].claim.says, *(_plain_cell(row[place]) for place in columns)] for row in rows]
+    return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _html(rows: Sequence[Sequence[Judgement]], columns: Sequence[int]) -> str:
+    scales = [_scale(rows, place) for place in columns]
+    heads = ["claim", *(f'{profile}<span class="made">{where}</span>' for profile, where in scales)]
+    head = "".join(f'<th scope="col">{each}</th>' for each in heads)
+    body = "".join(_row(row, columns) for row in rows)
+    table = f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="quoted">{table}</div>'
+
+
+def _scale(rows: Sequence[Sequence[Judgement]], place: int) -> tuple[str, str]:
+    """What stands above a column: the profile; data set and seeds."""
     run = next(row[place] for row in rows if row[place].difference)
-    seeds = run.difference.seeds if run.difference else 0
-    return f'{run.profile}<span class="made">{_dataset(run)}, {seeds} seeds</span>'
+    return run.profile, f"{_dataset(run)}, {run.difference.seeds if run.difference else 0} seeds"
 
 
 def _row(row: Sequence[Judgement], columns: Sequence[int]) -> str:
     claim = row[0].claim
     unit = "" if claim.unit == claims.POINTS else f" ({claim.unit})"
-    first = f'{html.escape(claim.says + unit)} <span class="made">{html.escape(claim.made)}</span>'
+    made = "" if claim.made == "ours" else f'<span class="made">{html.escape(claim.made)}</span>'
+    first = f"{html.escape(claim.says + unit)} {made}"
     return f"<tr><td>{first}</td>{''.join(f'<td>{_cell(row[place])}</td>' for place in columns)}</tr>"
 
 
@@ -158,6 +170,11 @@ def _cell(judgement: Judgement) -> str:
     kind = judgement.verdict.replace(" ", "-")
     mark = f'<span class="verdict {kind}" title="{judgement.verdict}">{MARKS[judgement.verdict]}</span>'
     return f'{mark} {judgement.text("mean")} <span class="made">{judgement.text("interval")}</span>'
+
+
+def _plain_cell(judgement: Judgement) -> str:
+    words = [MARKS[judgement.verdict], judgement.text("mean")]
+    return " ".join([*words, f"({judgement.text('interval')})"] if judgement.difference else words)
 
 
 def _dataset(judgement: Judgement) -> str:
