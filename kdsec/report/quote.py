@@ -79,14 +79,15 @@ class Source:
         return _listed(parts) or "nothing recorded yet"
 
     def minutes(self, chapter: str, names: Sequence[str] = ()) -> str:
-        """``minutes a seed: 0.8 at quick and 23.0 at small``: the longest of the seeds."""
+        """``0.8 minutes a seed at quick and 23.0 at small``: the longest of the seeds."""
         parts = []
         for profile in PROFILES:
             runs = records.runs(self.folder, profile, choose("chapter", chapter, CHAPTERS))
             if runs:
                 longest = max(minutes(run) for run in runs)
-                parts.append(f"{max(longest, 0.1):.1f} at *{profile}*")
-        return f"minutes a seed: {_listed(parts)}" if parts else "nothing recorded yet"
+                unit = "" if parts else " minutes a seed"
+                parts.append(f"{max(longest, 0.1):.1f}{unit} at *{profile}*")
+        return _listed(parts) or "nothing recorded yet"
 
     def defaults(self, module: str, names: Sequence[str]) -> str:
         """``keep=2``, ``temperature=6``: of a class or function in ``kdsec``; all, or the fields named."""
@@ -136,18 +137,25 @@ def minutes(run: dict[str, Any]) -> float:
 
 
 def _markdown(rows: Sequence[Sequence[Judgement]], columns: Sequence[int]) -> str:
-    lines = [["claim", *(", ".join(_scale(rows, place)) for place in columns)], ["---"] * (1 + len(columns))]
+    lines = [
+        [_claimed(rows), *(", ".join(_scale(rows, place)) for place in columns)],
+        ["---"] * (1 + len(columns)),
+    ]
     lines += [[row[0].claim.says, *(_plain_cell(row[place]) for place in columns)] for row in rows]
     return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _html(rows: Sequence[Sequence[Judgement]], columns: Sequence[int]) -> str:
     scales = [_scale(rows, place) for place in columns]
-    heads = ["claim", *(f'{profile}<span class="made">{where}</span>' for profile, where in scales)]
+    heads = [_claimed(rows), *(f'{profile}<span class="made">{where}</span>' for profile, where in scales)]
     head = "".join(f'<th scope="col">{each}</th>' for each in heads)
     body = "".join(_row(row, columns) for row in rows)
     table = f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="quoted">{table}</div>'
+
+
+def _claimed(rows: Sequence[Sequence[Judgement]]) -> str:
+    return f"claim, as chapter {CHAPTERS[rows[0][0].claim.chapter].number} tests it"
 
 
 def _scale(rows: Sequence[Sequence[Judgement]], place: int) -> tuple[str, str]:
