@@ -316,7 +316,7 @@ def test_the_pdf_has_every_chapter_and_cuts_nothing_off(
         page = numbers[pdf.anchor(f"notebooks/{chapter.notebook[:-6]}")]
         assert chapter.title[:25] in texts[page - 1]
         assert re.search(rf"{re.escape(chapter.title)} {page}\b", contents), chapter.title
-        assert texts[page - 1].endswith(f" {page}")
+        assert texts[page - 1].startswith(f"{page} ")
     assert made.outline
     for page in made.pages:
         assert [round(float(side) / 72 * 25.4) for side in page.mediabox[2:]] == [210, 297]
