@@ -10,10 +10,11 @@ EXTRAS := run,book,test
 SPELLED := README.md CONTRIBUTING.md book notebooks kdsec benchmarks tests results/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test slow lint notebooks figures attacks cluster bench clean
+.PHONY: help setup book pdf test slow lint notebooks figures attacks cluster bench clean
 
 help:
 	@echo 'make book        run every chapter at the quick profile and build the book'
+	@echo 'make pdf         print the whole book as one PDF and link it on the first page; needs Chromium'
 	@echo 'make test        lint, spelling, type check, fast tests, and the notebooks against their stored outputs'
 	@echo 'make slow        the slow tests'
 	@echo 'make lint        ruff, spelling and mypy'
@@ -46,6 +47,10 @@ $(STAMP): pyproject.toml constraints.txt
 book: $(STAMP)
 	@$(VENV)/bin/kdsec run --profile quick --seeds 0 --jobs 2 --out _build/run
 	@$(PY) book/build.py
+
+# Apart from the book, since two prints of some two hundred pages take a minute or more, and a browser.
+pdf: book
+	@$(PY) book/pdf.py
 
 # Two workers, a file at a time: fixtures train networks once per file.
 test: lint

@@ -20,6 +20,7 @@ from typing import Any
 
 import nbformat
 import pytest
+import yaml
 
 from kdsec.chapters import CHAPTERS
 from kdsec.report.interactive import STILL
@@ -208,7 +209,7 @@ def visits(site: Site) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.browser
 def test_every_page_loads_in_silence_and_from_here_only(visits: dict[str, dict[str, Any]]) -> None:
-    assert len(visits) == 7 + len(CHAPTERS)
+    assert len(visits) == 9 + len(CHAPTERS)
     assert {path: found["notes"] for path, found in visits.items() if found["notes"]} == {}
 
 
@@ -327,6 +328,28 @@ def test_the_picture_inside_a_figure_that_answers_gets_its_cells_words() -> None
     made = book.prepare(notebook("Live", live, alt='A "line" that falls'), CHAPTERS["opening"])
     (html,) = [output.data["text/html"] for output in made.cells[-2].outputs]
     assert '<img alt="A &quot;line&quot; that falls" src=' in html
+
+
+def test_a_link_to_a_page_has_title_words_and_picture(small_book: pathlib.Path) -> None:
+    site = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["html"]["baseurl"]
+    assert re.fullmatch(r"https://[\w.-]+/(?:[\w.-]+/)?", site)
+    for name in ("index.html", f"notebooks/{CHAPTERS['opening'].notebook[:-6]}.html"):
+        text = (small_book / name).read_text(encoding="utf-8")
+        tags = dict(re.findall(r'<meta (?:property|name)="((?:og|twitter):\S+)" content="([^"]+)"', text))
+        assert tags["og:url"] == site + name
+        assert tags["og:image"] == f"{site}_static/card.png"
+        assert (small_book / "_static" / "card.png").is_file()
+        assert tags["twitter:card"] == "summary_large_image"
+        assert len(tags["og:title"]) > 5 and len(tags["og:image:alt"]) > 20
+        assert 20 < len(tags["og:description"]) < 250
+        assert f'<link rel="canonical" href="{site}{name}"' in text
+
+
+def test_the_index_is_a_page_that_can_be_reached(small_book: pathlib.Path) -> None:
+    text = (small_book / "genindex.html").read_text(encoding="utf-8")
+    assert re.search(r'href="glossary\.html#term-dark-knowledge"', text)
+    assert 'href="genindex.html"' in (small_book / "notation.html").read_text(encoding="utf-8")
+    assert "genindex" in (small_book / "searchindex.js").read_text(encoding="utf-8")
 
 
 def test_run_times_come_from_the_records(small_book: pathlib.Path) -> None:
