@@ -23,6 +23,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import nbformat
+from matplotlib.figure import Figure
 
 from kdsec.chapters import CHAPTERS, Chapter
 from kdsec.errors import KdsecError, choose
@@ -117,11 +118,11 @@ def needed_for(cell: int, code: list[Statement]) -> list[Statement] | None:
 
 
 def figure_cells(notebook: Any) -> list[int]:
-    """Cells that show a figure."""
+    """Cells that show a figure: those with a caption."""
     return [
         index
         for index, cell in enumerate(notebook.cells)
-        if cell.cell_type == "code" and "plt.show()" in cell.source
+        if "caption" in cell.metadata.get("mystnb", {}).get("figure", {})
     ]
 
 
@@ -145,18 +146,28 @@ def draw(chapter: Chapter, out: pathlib.Path, kind: str) -> tuple[list[pathlib.P
         if id(statement) not in wanted:
             continue
         with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(ast.Module([statement.node], []), chapter.notebook, "exec"), state)
+            shown = run(statement.node, chapter.notebook, state)
         if "run" in statement.binds:
             state["run"].records = records
-        if plt.get_fignums() and ast.unparse(statement.node) == "plt.show()":
-            files.append(_save(out / f"{chapter.number:02d}-{cells.index(statement.cell) + 1:02d}.{kind}"))
+        if statement is plans.get(statement.cell, [None])[-1]:
+            figure = getattr(shown, "figure", None) or plt.gcf()
+            name = f"{chapter.number:02d}-{cells.index(statement.cell) + 1:02d}.{kind}"
+            files.append(save(figure, out / name))
     return files, len(cells) - len(plans)
 
 
-def _save(target: pathlib.Path) -> pathlib.Path:
+def run(node: ast.stmt, file: str, state: dict[str, Any]) -> Any:
+    """Execute a statement; returns what an expression is worth."""
+    if isinstance(node, ast.Expr):
+        return eval(compile(ast.Expression(node.value), file, "eval"), state)
+    exec(compile(ast.Module([node], []), file, "exec"), state)
+    return None
+
+
+def save(figure: Figure, target: pathlib.Path) -> pathlib.Path:
     """Write beside the target and move into place."""
     part = target.with_name(f".{os.getpid()}-{target.name}")
-    plt.gcf().savefig(part, bbox_inches="tight")  # as notebooks show it
+    figure.savefig(part, bbox_inches="tight")  # as notebooks show it
     plt.close("all")
     part.replace(target)
     return target

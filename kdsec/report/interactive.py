@@ -56,7 +56,7 @@ class Live:
         buffer = io.BytesIO()
         still.savefig(buffer, format="png", dpi=still.dpi)
         self.still = encoded(buffer.getvalue())
-        self._text = repr(still)
+        self.figure, self._text = still, repr(still)
         self.kind, self.data = kind, data
         plt.close(still)
 
