@@ -178,6 +178,18 @@ def test_what_a_page_says_follows_from_the_records(recorded: quote.Source, tmp_p
     assert "<!--" not in quote.fill(PAGES["cheat-sheets"], recorded)
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_every_profile_has_its_own_column(plain: bool, recorded: quote.Source) -> None:
+    source = quote.Source(recorded.boards, recorded.folder, plain=plain)
+    run = [each for each in source.judged("opening", "few-soft") if each.difference]
+    lines = [line for line in re.split(r"<tr>|\n", source.claims("opening", ["few-soft"])) if line]
+    cells = [cell for cell in re.split(r"<td>|\|", lines[-1]) if cell.strip()][1:]
+    assert len(run) == len(cells) == len({each.text("mean") for each in run}) > 1
+    for each, cell in zip(run, cells, strict=True):
+        assert each.text("mean") in cell and each.text("interval") in cell
+        assert scoreboard.MARKS[each.verdict] in cell
+
+
 def test_a_page_is_filled_again_in_place(recorded: quote.Source) -> None:
     source = quote.Source(recorded.boards, recorded.folder, plain=True)
     first, second = "<!-- claims opening: kd-labels -->", "<!-- claims opening: few-soft -->"

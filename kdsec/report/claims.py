@@ -50,10 +50,11 @@ class Quantity:
         arm, metric, setting, model = (
             _fill(text, settings) for text in (self.arm, self.metric, self.setting, self.model)
         )
-        rows = frame[(frame["arm"] == arm) & (frame["metric"] == metric) & (frame["setting"] == setting)]
+        rows = frame[(frame["arm"] == arm).to_numpy() & (frame["metric"] == metric).to_numpy()]
+        rows = rows[rows["setting"] == setting]
         if model:
             rows = rows[rows["model"] == model]
-        return None if rows.empty else summary.select(rows, arm, metric)
+        return None if rows.empty else summary.by_seed(rows, f"{arm}, {metric}")
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,18 @@ def select(frame: pd.DataFrame, arm: str, metric: str, **setting: float | str) -
     if chosen.empty:
         arms = ", ".join(sorted(set(frame["arm"])))
         raise KdsecError(f"no rows for {label}; arms recorded here: {arms or 'none'}")
-    if chosen["seed"].duplicated().any():
+    return by_seed(chosen, label)
+
+
+def by_seed(rows: pd.DataFrame, label: str) -> pd.Series:
+    """Values of ``rows``, which are of one arm and metric, by seed.
+
+    Raises:
+        KdsecError: more than one a seed; ``label`` says of what.
+    """
+    if rows["seed"].duplicated().any():
         raise KdsecError(f"more than one row a seed for {label}; name a setting that tells them apart")
-    return chosen.set_index("seed")["value"].sort_index()
+    return rows.set_index("seed")["value"].sort_index()
 
 
 def difference(
