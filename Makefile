@@ -7,16 +7,19 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/kdsec-installed
 EXTRAS := run,book,test
+SPELLED := README.md CONTRIBUTING.md book notebooks kdsec benchmarks tests results/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test slow lint notebooks attacks cluster bench clean
+.PHONY: help setup book pdf test slow lint notebooks figures attacks cluster bench clean
 
 help:
 	@echo 'make book        run every chapter at the quick profile and build the book'
-	@echo 'make test        lint, type check, fast tests, and the notebooks against their stored outputs'
+	@echo 'make pdf         print the whole book as one PDF and link it on the first page; needs Chromium'
+	@echo 'make test        lint, spelling, type check, fast tests, and the notebooks against their stored outputs'
 	@echo 'make slow        the slow tests'
-	@echo 'make lint        ruff and mypy'
+	@echo 'make lint        ruff, spelling and mypy'
 	@echo 'make notebooks   execute notebooks/ again and store their text outputs'
+	@echo 'make figures     draw the figures again from the committed records, without training'
 	@echo 'make attacks     add the optional torchattacks package (AutoAttack, Square, CW, DeepFool)'
 	@echo 'make cluster     add Snakemake and what it needs for SLURM and Kubernetes'
 	@echo 'make bench       measure speed, each as a ratio to a plain loop'
@@ -45,6 +48,10 @@ book: $(STAMP)
 	@$(VENV)/bin/kdsec run --profile quick --seeds 0 --jobs 2 --out _build/run
 	@$(PY) book/build.py
 
+# Apart from the book, since two prints of some two hundred pages take a minute or more, and a browser.
+pdf: book
+	@$(PY) book/pdf.py
+
 # Two workers, a file at a time: fixtures train networks once per file.
 test: lint
 	@$(PY) -m pytest -n 2 --dist loadfile -m 'not slow' --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg tests notebooks
@@ -54,10 +61,14 @@ slow: $(STAMP)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .
+	@$(PY) -m codespell_lib $(SPELLED)
 	@$(PY) -m mypy
 
 notebooks: $(STAMP)
 	@$(PY) book/sync.py
+
+figures: $(STAMP)
+	@$(PY) book/figures.py
 
 # torchattacks asks for requests 2.25, which it never imports and which the book's tools cannot live with.
 attacks: $(STAMP)

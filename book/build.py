@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import html
 import importlib.metadata
 import importlib.util
 import json
@@ -20,11 +21,15 @@ import sys
 import tempfile
 from typing import Any
 
+import card
 import nbformat
+import terms
+import yaml
 
 from kdsec.chapters import CHAPTERS, PROFILES, Chapter
 from kdsec.errors import KdsecError
-from kdsec.report import records, scoreboard
+from kdsec.report import quote, records, scoreboard
+from kdsec.report.interactive import STILL
 from kdsec.report.provenance import LIBRARIES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -62,13 +67,22 @@ def stage(run: pathlib.Path, results: pathlib.Path, source: pathlib.Path) -> Non
             target.parent.mkdir(exist_ok=True)
             shutil.copy(path, target)
     (source / "notebooks").mkdir()
+    known = terms.terms()
+    landing = {"citation": citation()}
     for chapter in CHAPTERS.values():
         notebook = prepare(executed(run, chapter), chapter)
+        landing[f"reading {chapter.name}"] = f"{reading(notebook)}\u00a0min"
+        landing[f"running {chapter.name}"] = running(run, chapter)
+        notebook = terms.with_index(notebook, chapter, known)
         nbformat.write(notebook, source / "notebooks" / chapter.notebook)
+    fill(source / "index.md", landing)
     fill(source / "run-times.md", {"runs": run_times(run, results)})
-    boards = scoreboard.read(results)
-    board = {"counts": scoreboard.counts(boards), "scoreboard": scoreboard.page(boards)}
+    numbers = quote.Source(scoreboard.read(results), results)
+    board = {"counts": scoreboard.counts(numbers.boards), "scoreboard": scoreboard.page(numbers.boards)}
     fill(source / "scoreboard.md", board)
+    for page in source.glob("*.md"):
+        page.write_text(quote.fill(page.read_text(encoding="utf-8"), numbers), encoding="utf-8")
+    card.draw(results, source / "_static" / "card.png")
     # One bundle with every TeX extension. In _extra, because from _static it would be loaded twice.
     scripts = source / "_extra" / "_static" / "mathjax"
     scripts.mkdir(parents=True)
@@ -110,7 +124,8 @@ def executed(run: pathlib.Path, chapter: Chapter) -> Any:
 
 
 def prepare(notebook: Any, chapter: Chapter) -> Any:
-    """Hide the cells that are machinery; every figure must say in words what it shows."""
+    """Hide the cells that are machinery; every figure must say in words what it shows, and is numbered."""
+    numbered = 0
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             continue
@@ -120,12 +135,56 @@ def prepare(notebook: Any, chapter: Chapter) -> Any:
             continue
         figures = sum(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {}))
         where = f"{chapter.notebook}, cell {index}"
-        if figures and not cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
-            raise BuildError(f"{where}: a figure has no alternative text; give it in mystnb.image.alt")
+        if not figures:
+            continue
+        for what, key, name in (("alternative text", "image", "alt"), ("caption", "figure", "caption")):
+            if not cell.metadata.get("mystnb", {}).get(key, {}).get(name):
+                raise BuildError(f"{where}: a figure has no {what}; give it in mystnb.{key}.{name}")
         if figures > 1:  # they would share one alternative text
             raise BuildError(f"{where}: {figures} figures in one cell; give each a cell of its own")
+        for output in cell.outputs:
+            describe(output, cell.metadata["mystnb"]["image"]["alt"])
+        # A name is what Sphinx numbers figures by, and an address to link to.
+        numbered += 1
+        cell.metadata["mystnb"]["figure"].setdefault("name", f"{chapter.name}-figure-{numbered}")
     notebook.metadata.pop("widgets", None)  # would fetch its viewer from outside
     return notebook
+
+
+def describe(output: Any, alt: str) -> None:
+    """Give the still picture inside a figure that answers the alternative text of its cell."""
+    data = output.get("data", {})
+    if "text/html" in data:
+        data["text/html"] = data["text/html"].replace(f'alt="{STILL}"', f'alt="{html.escape(alt)}"')
+
+
+def reading(notebook: Any) -> int:
+    """Minutes that the prose takes at 200 words a minute, to the nearest five."""
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    words = len(re.findall(r"\w{2,}", re.sub(r"\$[^$]*\$", "", " ".join(prose))))
+    return max(5, 5 * round(words / 1000))
+
+
+def running(run: pathlib.Path, chapter: Chapter) -> str:
+    """Minutes that the run behind the pages took, with what its cache saved."""
+    (made,) = (each for each in records.runs(run, "quick", chapter.name) if each["seed"] == 0)
+    return f"{max(1, round(quote.minutes(made)))}\u00a0min"
+
+
+def citation() -> str:
+    """The book as a BibTeX entry, from ``CITATION.cff``."""
+    about = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    authors = " and ".join("{" + each["name"] + "}" for each in about["authors"])
+    fields = {
+        "title": about["title"],
+        "author": authors,
+        "year": config["copyright"],
+        "version": about["version"],
+        "url": config["repository"]["url"],
+    }
+    lines = ",\n".join(f"  {key} = {{{value}}}" for key, value in fields.items())
+    return f"@software{{kdsec,\n{lines},\n}}"
 
 
 def run_times(run: pathlib.Path, results: pathlib.Path) -> str:
@@ -152,8 +211,7 @@ def _tables(runs: list[dict[str, Any]]) -> str:
     made_by = [("chapter", "profile", "code", "python", *LIBRARIES)]
     for (chapter, profile, device, code, *versions), members in groups.items():
         seeds = ", ".join(str(run["seed"]) for run in members)
-        # Training counts as long as it took when it was done; a model from the cache was not free.
-        minutes = [max(run["seconds"], run.get("training", {}).get("seconds", 0)) / 60 for run in members]
+        minutes = [quote.minutes(run) for run in members]
         span = f"{min(minutes):.1f} to {max(minutes):.1f}" if len(minutes) > 1 else f"{minutes[0]:.1f}"
         times.append((chapter, profile, seeds, span, device, max(run["date"][:10] for run in members)))
         made_by.append((chapter, profile, code, *versions))

@@ -2,6 +2,7 @@
 
 ``python book/sync.py``          write the first cell, execute at the quick profile, store text outputs
 ``python book/sync.py --check``  change nothing; name every notebook that is not in that form
+``python book/sync.py README.md`` put the numbers that its marks ask for into a page that is not built
 
 The stored form: the first code cell installs kdsec on Colab, every code cell has been executed in order,
 outputs are text only (figures are drawn again by whoever runs the notebook, and are not worth a diff), and no
@@ -21,6 +22,8 @@ import nbformat
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+README = ROOT / "README.md"
 
 FIRST_CELL = """\
 # On Colab: install kdsec and only what is missing, change nothing that is there. Elsewhere: nothing.
@@ -66,9 +69,16 @@ def text_only(notebook: Any) -> Any:
             outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
             for output in outputs:
                 if "data" in output:
-                    output.data = {k: v for k, v in output.data.items() if k.startswith("text/")}
+                    output.data = _texts(output.data)
             cell.outputs = outputs
     return notebook
+
+
+def _texts(data: Any) -> dict[str, Any]:
+    """What of an output is text. HTML beside a picture is that picture made live, and goes with it."""
+    pictured = any(kind.startswith("image/") for kind in data)
+    wanted = "text/plain" if pictured else "text/"
+    return {kind: text for kind, text in data.items() if kind.startswith(wanted)}
 
 
 def execute(notebook: Any, folder: pathlib.Path) -> Any:
@@ -96,13 +106,42 @@ def faults(notebook: Any) -> list[str]:
     return found
 
 
+def with_numbers(text: str, boards: Any = None) -> str:
+    """``text`` with what its marks ask the records for (see ``kdsec.report.quote``), or given ``boards``."""
+    from kdsec.report import quote, scoreboard
+
+    results = ROOT / "results"
+    boards = scoreboard.read(results) if boards is None else boards
+    return quote.fill(text, quote.Source(boards, results, plain=True), keep=True)
+
+
+def _page(path: pathlib.Path, check: bool) -> int:
+    """Bring a page up to date, or only say that it is not."""
+    text = path.read_text(encoding="utf-8")
+    fresh = with_numbers(text)
+    if check and fresh != text:
+        print(
+            f"{path}: its numbers are not those of results/; run python book/sync.py {path.name}",
+            file=sys.stderr,
+        )
+        return 1
+    if fresh != text:
+        temporary = path.with_suffix(".md.tmp")
+        temporary.write_text(fresh, encoding="utf-8")
+        temporary.replace(path)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Execute the notebooks and store text outputs.")
     parser.add_argument("--check", action="store_true", help="change nothing, only report")
     parser.add_argument("notebooks", nargs="*", type=pathlib.Path, help="default: all chapters")
     arguments = parser.parse_args()
     status = 0
-    for path in arguments.notebooks or sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path in arguments.notebooks or [README, *sorted((ROOT / "notebooks").glob("*.ipynb"))]:
+        if path.suffix == ".md":
+            status = max(status, _page(path, arguments.check))
+            continue
         notebook = nbformat.read(path, as_version=4)
         if arguments.check:
             for fault in faults(notebook):

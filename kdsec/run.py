@@ -13,7 +13,7 @@ import pathlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,11 @@ from kdsec.cache import Cache
 from kdsec.data import ImageSet, Splits
 from kdsec.errors import KdsecError, choose
 from kdsec.report.provenance import provenance
-from kdsec.report.records import Records
+from kdsec.report.records import Records, recorded
 from kdsec.train import Loss, Recipe, Score, evaluate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -127,6 +130,18 @@ class Run:
             score = evaluate(model, part)
             self.records.add(arm, name, metric, score.accuracy, n=score.total, **setting)
         return score
+
+    def recordings(self) -> dict[str, tuple[Any, pd.DataFrame]]:
+        """Settings and rows of each profile that recorded runs of this chapter come with.
+
+        A copy without any shows this run itself instead.
+        """
+        recordings = {}
+        for name in chapters.profiles(self.chapter):
+            rows = recorded(self.chapter, name)
+            if not rows.empty:
+                recordings[name] = chapters.settings(self.chapter, name), rows
+        return recordings or {self.profile: (self.settings, self.records.frame())}
 
     def finish(self) -> pathlib.Path | None:
         """Write records and provenance to ``out`` (if given) and say how many rows there are."""

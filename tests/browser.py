@@ -7,22 +7,20 @@ import functools
 import http.server
 import os
 import pathlib
-import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pdf
 import pytest
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def executable() -> str:
     """Path of Chromium or Chrome. Without one the test is skipped, or fails if KDSEC_REQUIRE_BROWSER=1."""
-    found = next((path for path in map(shutil.which, BROWSERS) if path), None)
+    found = pdf.browser()
     if found is None:
-        reason = f"no browser found (looked for {', '.join(BROWSERS)})"
+        reason = f"no browser found (looked for {', '.join(pdf.BROWSERS)})"
         if os.environ.get("KDSEC_REQUIRE_BROWSER") == "1":
             pytest.fail(reason)
         pytest.skip(reason)

@@ -54,6 +54,7 @@ def test_the_table_names_every_ratio(capsys, monkeypatch):
             "unit": "images",
             "baseline": "a loop",
         },
+        "growth": {"worst": "images", "times": 4},
         "import": {"kdsec_seconds": 1.2, "torch_seconds": 1.0},
         "quick_book": {"seconds": 20.0, "allowed_seconds": 60.0},
     }
@@ -70,6 +71,7 @@ def test_the_table_names_every_ratio(capsys, monkeypatch):
         "900 to 400 images/s (bfloat16, baseline with 1 workers)",
         "2.10 s to 2.00 s for the passes",
         "1.20 s to 1.00 s",
+        "seconds of 4 times as many images to 4 times",
         "210 to 84 images/s (a loop)",
         "60 s allowed",
     ):
@@ -210,6 +212,17 @@ def test_promised_speed():
 def test_adversarial_images_cost_little_more_than_their_passes():
     found = run("--only", "adversarial_set", "--rounds", "5", "--steps", "10")["adversarial_set"]
     assert found["ratio"] == statistics.median(found["ratios"]) <= 1.1, found
+
+
+@pytest.mark.slow
+def test_four_times_as_much_takes_about_four_times_as_long(capsys, monkeypatch):
+    for name, value in (("KDSEC_PROGRESS", "log"), ("GOMP_SPINCOUNT", "20000")):
+        monkeypatch.setenv(name, value)
+    assert main(["--only", "growth", "--format", "json", "--rounds", "3", "--steps", "6"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    growth = {name: result[name] for name in ("images", "classes", "students", "seeds")}
+    assert result["ratio"] == max(growth.values()) == growth[result["worst"]]
+    assert min(growth.values()) > 0 and result["ratio"] <= 1.25, growth  # 1.1 on a machine that is quiet
 
 
 @pytest.mark.slow

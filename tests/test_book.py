@@ -20,8 +20,10 @@ from typing import Any
 
 import nbformat
 import pytest
+import yaml
 
 from kdsec.chapters import CHAPTERS
+from kdsec.report.interactive import STILL
 from kdsec.report.records import Records
 from tests import browser
 
@@ -72,7 +74,10 @@ def _figure() -> nbformat.NotebookNode:
 
 
 def notebook(
-    title: str, *outputs: nbformat.NotebookNode, alt: str = "A line that falls"
+    title: str,
+    *outputs: nbformat.NotebookNode,
+    alt: str = "A line that falls",
+    caption: str = "Look: it falls.",
 ) -> nbformat.NotebookNode:
     """An executed chapter with one of everything."""
     v4 = nbformat.v4
@@ -88,7 +93,7 @@ def notebook(
         v4.new_code_cell("frame", outputs=[v4.new_output("display_data", {"text/html": table})]),
         v4.new_code_cell("draw()", outputs=list(outputs) or [_figure()]),
     ]
-    code[-1].metadata["mystnb"] = {"image": {"alt": alt}}
+    code[-1].metadata["mystnb"] = {"image": {"alt": alt}, "figure": {"caption": caption}}
     for count, cell in enumerate(code, start=1):
         cell.execution_count = count
     top = v4.new_markdown_cell(f"# {title}\n\nA peculiarword, and $a^2+b^2=c^2$.")
@@ -186,7 +191,9 @@ LOOK = """() => {
         drawn: drawn,
         errors: document.querySelectorAll('.bd-article :is([data-mml-node=merror], mjx-merror)').length,
         images: [...document.images].map(i => [i.src, i.naturalWidth, (i.getAttribute('alt') || '').trim()]),
-        figures: document.querySelectorAll('.bd-article .cell_output img').length }; }"""
+        figures: document.querySelectorAll('.bd-article .cell_output img:not(.text_html img)').length,
+        captions: [...document.querySelectorAll('.bd-article figure:has(> img) .caption-text')]
+            .filter(text => text.innerText.trim()).length }; }"""
 
 
 @pytest.fixture(scope="session")
@@ -202,7 +209,7 @@ def visits(site: Site) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.browser
 def test_every_page_loads_in_silence_and_from_here_only(visits: dict[str, dict[str, Any]]) -> None:
-    assert len(visits) == 7 + len(CHAPTERS)
+    assert len(visits) == 9 + len(CHAPTERS)
     assert {path: found["notes"] for path, found in visits.items() if found["notes"]} == {}
 
 
@@ -216,11 +223,12 @@ def test_maths_is_typeset(visits: dict[str, dict[str, Any]]) -> None:
 
 
 @pytest.mark.browser
-def test_every_figure_has_pixels_and_alternative_text(visits: dict[str, dict[str, Any]]) -> None:
+def test_every_figure_has_pixels_alternative_text_and_a_caption(visits: dict[str, dict[str, Any]]) -> None:
     for path, found in visits.items():
         for source, width, alt in found["images"]:
             assert width > 0, (path, source)
             assert alt, (path, source)
+        assert found["captions"] == found["figures"], path
     assert sum(found["figures"] for found in visits.values()) > 0
 
 
@@ -314,6 +322,36 @@ def test_machinery_is_hidden(small_book: pathlib.Path) -> None:
     assert "machinery for colab" not in text
 
 
+def test_the_picture_inside_a_figure_that_answers_gets_its_cells_words() -> None:
+    live = _figure()
+    live.data["text/html"] = f'<div><img alt="{STILL}" src="data:image/png;base64,"></div>'
+    made = book.prepare(notebook("Live", live, alt='A "line" that falls'), CHAPTERS["opening"])
+    (html,) = [output.data["text/html"] for output in made.cells[-2].outputs]
+    assert '<img alt="A &quot;line&quot; that falls" src=' in html
+
+
+def test_a_link_to_a_page_has_title_words_and_picture(small_book: pathlib.Path) -> None:
+    site = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["html"]["baseurl"]
+    assert re.fullmatch(r"https://[\w.-]+/(?:[\w.-]+/)?", site)
+    for name in ("index.html", f"notebooks/{CHAPTERS['opening'].notebook[:-6]}.html"):
+        text = (small_book / name).read_text(encoding="utf-8")
+        tags = dict(re.findall(r'<meta (?:property|name)="((?:og|twitter):\S+)" content="([^"]+)"', text))
+        assert tags["og:url"] == site + name
+        assert tags["og:image"] == f"{site}_static/card.png"
+        assert (small_book / "_static" / "card.png").is_file()
+        assert tags["twitter:card"] == "summary_large_image"
+        assert len(tags["og:title"]) > 5 and len(tags["og:image:alt"]) > 20
+        assert 20 < len(tags["og:description"]) < 250
+        assert f'<link rel="canonical" href="{site}{name}"' in text
+
+
+def test_the_index_is_a_page_that_can_be_reached(small_book: pathlib.Path) -> None:
+    text = (small_book / "genindex.html").read_text(encoding="utf-8")
+    assert re.search(r'href="glossary\.html#term-dark-knowledge"', text)
+    assert 'href="genindex.html"' in (small_book / "notation.html").read_text(encoding="utf-8")
+    assert "genindex" in (small_book / "searchindex.js").read_text(encoding="utf-8")
+
+
 def test_run_times_come_from_the_records(small_book: pathlib.Path) -> None:
     text = (small_book / "run-times.html").read_text(encoding="utf-8")
     for expected in ("12.3", "0123456789", "0.21.987", "a / b, threads: 2", "2026-01-02"):
@@ -380,6 +418,7 @@ def _not_executed() -> Any:
         (_failed, "opening failed"),
         (_not_executed, "was not executed"),
         (lambda: notebook("No alt", _figure(), alt=""), "no alternative text"),
+        (lambda: notebook("No caption", _figure(), caption=""), "no caption"),
         (lambda: notebook("Two", _figure(), _figure()), "2 figures in one cell"),
     ],
 )

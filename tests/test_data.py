@@ -294,3 +294,40 @@ def test_torchvision_downloads_are_decoded(tmp_path):
     arrays = sources.downloads._from_tensors(MNIST, tmp_path)
     assert arrays["train_images"].shape == (30, 28, 28) and arrays["train_images"].dtype == np.uint8
     assert arrays["test_labels"].tolist() == list(range(10))
+
+
+def test_photographs_of_any_size_become_squares_of_one(tmp_path, monkeypatch):
+    """Through fakes of torchvision's sets, which give pictures of all sizes."""
+    import PIL.Image
+
+    def pictures(root, split, download):
+        for label, (width, height) in enumerate(((300, 200), (150, 260), (40, 40))):
+            pixels = np.zeros((height, width, 3), np.uint8)
+            pixels[height // 2, width // 2] = 255  # the middle stays in the middle
+            yield PIL.Image.fromarray(pixels), label
+
+    monkeypatch.setattr("torchvision.datasets.Flowers102", pictures)
+    monkeypatch.setattr("torchvision.datasets.GTSRB", pictures)
+    flowers = sources.DOWNLOADS["flowers102"](tmp_path)
+    assert flowers["train_images"].shape == (6, 224, 224, 3) and flowers["test_images"].shape == (
+        3,
+        224,
+        224,
+        3,
+    )
+    brightest = [
+        np.argwhere(image[..., 0] == image[..., 0].max()).mean(0) for image in flowers["test_images"]
+    ]
+    assert np.abs(np.array(brightest) - 112).max() < 4
+    for name, size in (("gtsrb", 32), ("gtsrb-224", 224)):
+        signs = sources.DOWNLOADS[name](tmp_path)
+        assert signs["test_images"].shape == (3, size, size, 3) and signs["test_images"].dtype == np.uint8
+
+
+def test_flowers_are_named_as_torchvision_names_them():
+    from torchvision.datasets import Flowers102
+
+    if not hasattr(Flowers102, "classes"):
+        pytest.skip("this torchvision does not name them")
+    theirs = [name.rstrip("?") for name in Flowers102.classes]
+    assert list(data.sources.CLASS_NAMES["flowers102"]) == theirs

@@ -10,7 +10,7 @@ import torch
 from kdsec import chapters, models
 from kdsec.attacks.ascent import margin
 from kdsec.attacks.mimicry import mimic
-from kdsec.chapters.differentiators import ADAPTIVE, PROFILES
+from kdsec.chapters.differentiators import ADAPTIVE, COMPANIONS, PROFILES
 from kdsec.defenses.pruning import RANKINGS
 from kdsec.errors import KdsecError
 from kdsec.run import start
@@ -71,9 +71,21 @@ def test_layers_exist_and_classes_are_shared_out(profile):
 
 
 def test_traffic_signs_are_never_mirrored():
-    at = PROFILES["second"]
-    assert at.student_dataset == "gtsrb"
-    assert not any(each.augment.flip for each in (at.student_recipe, at.making.recipe, at.away_recipe))
+    for at in (PROFILES["second"], chapters.settings("differentiators", "paper", {"dataset": "gtsrb-224"})):
+        assert at.student_dataset.startswith("gtsrb")
+        assert not any(each.augment.flip for each in (at.student_recipe, at.making.recipe, at.away_recipe))
+
+
+@pytest.mark.parametrize("dataset", COMPANIONS)
+def test_published_teachers_are_taken_as_they_are(dataset):
+    at = chapters.settings("differentiators", "paper", {"dataset": dataset})
+    assert at.published and at.student_dataset == dataset and "hardened teacher" not in at.adaptive
+    with torch.device("meta"):
+        depth = unfold(models.imagenet(at.model, 10, weights=False)).depth
+    assert at.keeps[0] == depth == max(at.layers) and set(at.keeps) - {0} <= set(at.layers)
+    for wrong in ({"dataset": "cifar10"}, {"adaptive": ADAPTIVE}):
+        with pytest.raises(KdsecError, match="published teacher, whose training images are not here"):
+            dataclasses.replace(at, **wrong)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from kdsec import models
 from kdsec.errors import KdsecError
+from kdsec.transfer import transfer, unfold
 
 # 10, 100 and 200 classes of 3x32x32, as counted in the public code the docstrings name.
 COUNTS = {
@@ -381,3 +385,97 @@ def test_the_import_is_light() -> None:
     code = f"import sys, kdsec.models; print([m for m in {heavy} if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "[]"
+
+
+# --- nets as they are published -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[torchvision.models.ResNet]:
+    """torchvision's ResNet-50 with made-up weights, lying where torch keeps its downloads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+        torch.manual_seed(0)
+        net = torchvision.models.resnet50()
+        for part in net.modules():
+            if isinstance(part, nn.BatchNorm2d):  # no two of its four vectors alike, or an exchange passes
+                for place, vector in enumerate((part.weight, part.bias, part.running_mean, part.running_var)):
+                    nn.init.uniform_(vector, 0.3 + 0.1 * place, 0.5 + 0.1 * place)
+        folder = pathlib.Path(torch.hub.get_dir()) / "checkpoints"
+        folder.mkdir(parents=True)
+        state = dict(reversed(net.state_dict().items()))  # files keep the order of the day they were saved
+        torch.save(state, folder / "resnet50-0676ba61.pth")
+        yield net.eval()
+
+
+def test_the_published_net_computes_what_torchvisions_does(published: torchvision.models.ResNet) -> None:
+    ours = models.imagenet("resnet50-imagenet")
+    assert not ours.training and count(ours) == count(published)
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.rand(2, 3, 64, 64, generator=generator)
+    preset = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms()
+    with torch.no_grad():
+        theirs = published(
+            (batch - torch.tensor(preset.mean).view(3, 1, 1)) / torch.tensor(preset.std).view(3, 1, 1)
+        )
+        assert same(ours(batch), theirs, within=1e-4)
+    student = transfer(ours, 5, keep=17, seed=0)
+    assert student.depth == 17 and student(batch).shape == (2, 5)
+
+
+@pytest.mark.slow
+def test_the_published_vgg_computes_what_torchvisions_does(tmp_path: pathlib.Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path))
+        theirs = torchvision.models.vgg16().eval()
+        folder = pathlib.Path(torch.hub.get_dir()) / "checkpoints"
+        folder.mkdir(parents=True)
+        torch.save(theirs.state_dict(), folder / "vgg16-397923af.pth")
+        ours = models.imagenet("vgg16-imagenet")
+    assert count(ours) == count(theirs) and unfold(ours).depth == 15
+    batch = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert same(ours(batch), theirs(ours.normalize(batch)), within=1e-4)
+
+
+def count(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def test_fresh_weights_are_a_function_of_the_seed_and_need_no_download(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    one, again, other = (
+        models.imagenet("resnet50-imagenet", 4, weights=False, seed=seed) for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(one.head[-1].weight, other.head[-1].weight)
+    assert not list(tmp_path.iterdir())
+
+
+def test_published_weights_that_cannot_be_had_end_in_one_line(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    with pytest.raises(KdsecError, match=r"no route to host.*put resnet50-0676ba61.pth") as error:
+        models.imagenet("resnet50-imagenet")
+    assert "\n" not in str(error.value)
+    with pytest.raises(KdsecError, match="did you mean 'resnet50-imagenet'"):
+        models.imagenet("resnet50_imagenet")
+    with pytest.raises(KdsecError, match="1000 classes apart, not 10"):
+        models.imagenet("resnet50-imagenet", 10)
+
+
+def test_a_damaged_file_of_weights_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = pathlib.Path(torch.hub.get_dir()) / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "resnet50-0676ba61.pth").write_bytes(b"half of it")
+    with pytest.raises(KdsecError, match="resnet50-0676ba61.pth is damaged.*delete it"):
+        models.imagenet("resnet50-imagenet")

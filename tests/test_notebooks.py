@@ -6,6 +6,7 @@ each, and expect ``pytest --nbval`` to say no.
 
 from __future__ import annotations
 
+import ast
 import configparser
 import os
 import pathlib
@@ -102,6 +103,28 @@ def test_every_figure_says_in_words_what_it_shows(path: pathlib.Path) -> None:
     texts = [cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "") for cell in figures]
     assert all(len(text.split()) >= 10 for text in texts)
     assert len(set(texts)) == len(texts)
+
+
+@each_notebook
+def test_every_figure_has_a_caption_that_says_what_to_look_for(path: pathlib.Path) -> None:
+    """Alternative text is for who cannot see the figure, a caption for who does not know where to look."""
+    drawn = [cell.metadata.get("mystnb", {}) for cell in code_cells(read(path))]
+    drawn = [mystnb for mystnb in drawn if "image" in mystnb]
+    captions = [mystnb.get("figure", {}).get("caption", "") for mystnb in drawn]
+    assert all(8 <= len(text.split()) <= 45 and re.search(r"[^.]\.$", text) for text in captions), captions
+    assert len(set(captions)) == len(captions)
+    assert not set(captions) & {mystnb["image"]["alt"] for mystnb in drawn}
+
+
+@each_notebook
+def test_whatever_prints_or_draws_has_kept_its_output(path: pathlib.Path) -> None:
+    """A count without the output, as a careless merge leaves it, would be compared with nothing."""
+    for cell in code_cells(read(path)):
+        if "colab" in cell.metadata.get("tags", []):
+            continue
+        calls = [ast.unparse(node) for node in ast.parse(cell.source).body if isinstance(node, ast.Expr)]
+        if any(re.match(r"(print|display|plt\.show|check\.\w+)\(", call) for call in calls):
+            assert cell.outputs, cell.source
 
 
 @each_notebook

@@ -273,6 +273,8 @@ TRAINING_IMAGES = {
     "cifar10": 50_000,
     "cifar100": 50_000,
     "gtsrb": 39_209,
+    "gtsrb-224": 26_640,
+    "flowers102": 2_040,
     "tiny-imagenet": 100_000,
 }
 
@@ -364,3 +366,17 @@ def test_once_computes_once_per_arguments(monkeypatch, tmp_path):
         assert torch.equal(run.once("half", half, images), images / 2)
         assert torch.equal(run.once("half", half, images, factor=2.0), images * 2)
     assert CALLS == [0.5, 2.0]
+
+
+def test_recordings_are_those_of_the_book_and_else_the_run_itself(tmp_path, monkeypatch):
+    run = start("opening", seed=3)
+    run.records.add("labels", "digits-small", "test accuracy", 0.5, n=10)
+    monkeypatch.setenv("KDSEC_RESULTS", str(tmp_path))
+    ((name, (at, rows)),) = run.recordings().items()
+    assert (name, at) == ("quick", run.settings) and rows["value"].tolist() == [0.5]
+    run.out = tmp_path
+    run.finish()
+    other = start("opening", seed=4)
+    ((name, (at, rows)),) = other.recordings().items()
+    assert name == "quick" and rows["seed"].tolist() == [3]
+    other.finish()

@@ -174,14 +174,15 @@ def _stored() -> Any:
     v4 = nbformat.v4
     figure = v4.new_output(
         "display_data",
-        {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"},
+        {"image/png": "iVBORw0KGgo=", "text/html": "<b>made live</b>", "text/plain": "<Figure>"},
         metadata={"image/png": {"alt": "a line"}},
     )
+    table = v4.new_output("display_data", {"text/html": "<b>table</b>", "text/plain": "table"})
     warning = v4.new_output("stream", name="stderr", text="warning")
     cells = [
         v4.new_markdown_cell("# Title"),
         v4.new_code_cell("profile = 'quick'", metadata={"tags": ["parameters"], "papermill": {"x": 1}}),
-        v4.new_code_cell("draw()", outputs=[figure, warning]),
+        v4.new_code_cell("draw()", outputs=[figure, table, warning]),
     ]
     notebook = sync.with_first_cell(v4.new_notebook(cells=cells, metadata={"papermill": {"duration": 3}}))
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -193,8 +194,8 @@ def _stored() -> Any:
 def test_stored_form_keeps_text_and_drops_the_rest() -> None:
     stored = _stored()
     text = nbformat.writes(stored)
-    assert "<Figure>" in text and "a line" in text and '"parameters"' in text
-    for gone in ("iVBOR", "papermill", "stderr"):
+    assert "<Figure>" in text and "a line" in text and '"parameters"' in text and "<b>table</b>" in text
+    for gone in ("iVBOR", "made live", "papermill", "stderr"):
         assert gone not in text
     nbformat.validate(stored)
     assert sync.faults(stored) == []

@@ -33,13 +33,13 @@ class Differentiators:
     """A public teacher of some classes, students of others, and whoever checks the students' answers.
 
     Attributes:
-        dataset: what the teacher classifies.
+        dataset: what the teacher classifies; with a published teacher, what the students do.
         student_dataset: what the students do; if it is the teacher's, no class is in both.
         validation: share of the training images set aside: thresholds come from these.
         teacher_classes: how many classes, from the first on, the teacher learns.
         student_classes: how many, from the last of theirs backwards, the students learn.
         teacher_images, student_images: training images of each.
-        model: the network.
+        model: the network; one of ``kdsec.models.imagenet_names()`` is a published teacher, taken as it is.
         keeps: layers that the students keep; the first, with most, is the student that is looked at closely.
         layers: of the teacher, which attacks mimic; the deepest first.
         recipe: of the teacher; ``student_recipe`` of the students.
@@ -121,7 +121,7 @@ class Differentiators:
             )
         for name in (self.dataset, self.student_dataset):
             choose("dataset", name, DATASETS)
-        choose("model", self.model, models.names())
+        choose("model", self.model, (*models.names(), *models.imagenet_names()))
         for defence in self.adaptive:
             choose("defence", defence, ADAPTIVE)
         for ranking in self.rankings:
@@ -130,20 +130,37 @@ class Differentiators:
             dataclasses.replace(self.mimicry, budget=budget)
         for eps in self.epsilons:
             dataclasses.replace(self.per_pixel, eps=eps)
+        self._check_classes()
+        if not 2 <= self.group <= self.student_classes:
+            raise KdsecError(f"group={self.group} must be 2 to {self.student_classes}, the student's classes")
+
+    def _check_classes(self) -> None:
+        """Enough of them, in whole and for each; what a published teacher learnt is not asked."""
         teachers, students = (len(CLASS_NAMES[name]) for name in (self.dataset, self.student_dataset))
         most = teachers - self.student_classes if self.dataset == self.student_dataset else teachers
-        if not 2 <= self.teacher_classes <= most or not 2 <= self.student_classes <= students:
+        taught = self.published or 2 <= self.teacher_classes <= most
+        if not taught or not 2 <= self.student_classes <= students:
             raise KdsecError(
                 f"teacher_classes={self.teacher_classes}, student_classes={self.student_classes}: at least 2 "
                 f"each, at most the {teachers} of {self.dataset} and the {students} of "
                 f"{self.student_dataset}, and no class in both"
             )
-        if not 2 <= self.group <= self.student_classes:
-            raise KdsecError(f"group={self.group} must be 2 to {self.student_classes}, the student's classes")
+        if self.published and (self.dataset != self.student_dataset or "hardened teacher" in self.adaptive):
+            raise KdsecError(
+                f"{self.model} is a published teacher, whose training images are not here: set dataset to "
+                "the students' data set, and leave the hardened teacher out of adaptive"
+            )
+
+    @property
+    def published(self) -> bool:
+        """Whether the teacher comes with its weights, instead of being trained here."""
+        return self.model in models.imagenet_names()
 
     @property
     def training_images(self) -> int:
         """How many of the teacher's data set are dealt out."""
+        if self.published:
+            return self.student_images
         shared = self.dataset == self.student_dataset
         return self.teacher_images + (self.student_images if shared else 0)
 
@@ -295,3 +312,39 @@ PROFILES["second"] = dataclasses.replace(
     ),
     away_recipe=dataclasses.replace(_SMALL.away_recipe, augment=_SIGNS),
 )
+
+# The attack's own setting: teachers that torchvision publishes, photographs of 224x224. Ten classes of each
+# set, since every pair of them gets a differentiator of up to 138 million parameters.
+_LARGE = {
+    "student_classes": 10,
+    "pairs": 100,
+    "sizes": (1, 3, 9),
+    "ratios": (0.0, 0.7),
+    "adaptive": tuple(name for name in ADAPTIVE if name != "hardened teacher"),
+}
+COMPANIONS = {
+    # 10 of VGG-16's 15 layers below the head kept, as a mid-layer extractor; the signs are not mirrored.
+    "gtsrb-224": _LARGE
+    | {
+        "student_dataset": "gtsrb-224",
+        "model": "vgg16-imagenet",
+        "keeps": (15, 10, 0),
+        "layers": (15, 13, 10, 8),
+        "student_images": 4_000,
+        "student_recipe": Recipe(epochs=15, batch_size=64, lr=0.005, augment=Augment(crop=16)),
+        "making": Making(Recipe(epochs=5, batch_size=32, lr=0.005, augment=Augment(crop=16))),
+        "away_recipe": Recipe(epochs=1, batch_size=32, lr=0.005, augment=Augment(crop=16)),
+    },
+    "flowers102": _LARGE
+    | {
+        "student_dataset": "flowers102",
+        "model": "resnet50-imagenet",
+        "keeps": (17, 13, 0),
+        "layers": (17, 15, 13, 8),
+        "validation": 0.3,  # twenty images a class: thresholds need some too
+        "student_images": 130,
+        "student_recipe": Recipe(epochs=60, batch_size=32, lr=0.01, augment=Augment(crop=16, flip=True)),
+        "making": Making(Recipe(epochs=30, batch_size=16, lr=0.01, augment=Augment(crop=16, flip=True))),
+        "away_recipe": Recipe(epochs=5, batch_size=16, lr=0.01, augment=Augment(crop=16, flip=True)),
+    },
+}

@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ DOWNLOADS: dict[str, Callable[[pathlib.Path], Arrays]] = {
     "cifar10": downloads.cifar10,
     "cifar100": downloads.cifar100,
     "gtsrb": downloads.gtsrb,
+    "gtsrb-224": partial(downloads.gtsrb, size=downloads.LARGE),
+    "flowers102": downloads.flowers102,
     "tiny-imagenet": downloads.tiny_imagenet,
 }
 DATASETS = ("digits", *DOWNLOADS)

@@ -8,17 +8,16 @@ To add a net, write a function ``(num_classes, shape) -> (stages, head)`` and on
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from kdsec.errors import KdsecError, choose
 from kdsec.models.autoencoder import Autoencoder
-from kdsec.models.base import Body, Classifier, Normalize, Shape, count_parameters
+from kdsec.models.base import Body, Classifier, Normalize, Shape, count_parameters, seeded
+from kdsec.models.imagenet import imagenet, imagenet_names
 from kdsec.models.mobile import mobilenetv2, shufflenetv2
 from kdsec.models.plain import cnn, digits_cnn, digits_mlp, vgg
 from kdsec.models.preact import resnetc, wide_resnet
@@ -32,6 +31,8 @@ __all__ = [
     "build",
     "build_autoencoder",
     "count_parameters",
+    "imagenet",
+    "imagenet_names",
     "names",
 ]
 
@@ -113,7 +114,7 @@ def build(
             f"model {name!r} needs images of at least {net.smallest}x{net.smallest}, got "
             f"{height}x{width}; models that fit: {', '.join(fitting)}"
         )
-    with _seeded(seed):
+    with seeded(seed):
         return Classifier(Normalize(channels, mean, std), *net.make(num_classes, size))
 
 
@@ -134,7 +135,7 @@ def build_autoencoder(name: str, shape: Sequence[int], *, seed: int | None = Non
         raise KdsecError(
             f"{name!r} needs a height and width divisible by 4, got {height}x{width}; pad the images"
         )
-    with _seeded(seed):
+    with seeded(seed):
         return Autoencoder(channels, widths)
 
 
@@ -143,15 +144,3 @@ def _checked(shape: Sequence[int]) -> Shape:
         raise KdsecError(f"shape must be (channels, height, width), all at least 1; got {tuple(shape)}")
     channels, height, width = shape
     return channels, height, width
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Make random numbers a pure function of ``seed``; with None, change nothing."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # Not torch.manual_seed, which would also reseed a GPU that fork_rng does not restore.
-        torch.default_generator.manual_seed(seed)
-        yield

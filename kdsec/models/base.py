@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,18 @@ class Classifier(nn.Module):
 def count_parameters(model: nn.Module) -> int:
     """Return how many numbers an optimiser would learn; buffers do not count."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Make random numbers a pure function of ``seed``; with None, change nothing."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # Not torch.manual_seed, which would also reseed a GPU that fork_rng does not restore.
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _per_channel(

@@ -7,8 +7,8 @@ from torch import nn
 from kdsec.models.base import Body, Shape
 from kdsec.models.layers import conv_bn, pool_head
 
-_VGG_GROUPS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3)}  # convolutions per group, columns A and D
-_VGG_WIDTHS = (64, 128, 256, 512, 512)
+VGG_GROUPS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3)}  # convolutions per group, columns A and D
+VGG_WIDTHS = (64, 128, 256, 512, 512)
 
 
 def digits_cnn(num_classes: int, shape: Shape, *, widths: tuple[int, int, int]) -> Body:
@@ -70,7 +70,7 @@ def vgg(num_classes: int, shape: Shape, *, depth: int) -> Body:
     """
     stages: list[nn.Module] = []
     inputs = shape[0]
-    for width, count in zip(_VGG_WIDTHS, _VGG_GROUPS[depth], strict=True):
+    for width, count in zip(VGG_WIDTHS, VGG_GROUPS[depth], strict=True):
         layers: list[nn.Module] = []
         for _ in range(count):
             layers.append(conv_bn(inputs, width, bias=True))

@@ -38,8 +38,14 @@ def resnet(num_classes: int, shape: Shape, *, blocks: tuple[int, ...], bottlenec
     Adversarial Sparse Teacher code uses: 11,173,962 for ResNet-18 and 23,520,842 for ResNet-50 at
         ten classes.
     """
-    stages: list[nn.Module] = [conv_bn(shape[0], 64)]
-    inputs = 64
+    stem = conv_bn(shape[0], 64)
+    stages, width = residual_stages(64, blocks, bottleneck=bottleneck)
+    return _stem_into_first([stem, *stages]), pool_head(width, num_classes)
+
+
+def residual_stages(inputs: int, blocks: tuple[int, ...], *, bottleneck: bool) -> tuple[list[nn.Module], int]:
+    """The stages of ResNet-18 and deeper behind a stem of ``inputs`` channels, and how wide they end."""
+    stages: list[nn.Module] = []
     for index, count in enumerate(blocks):
         middle = 64 * 2**index
         width = middle * 4 if bottleneck else middle
@@ -49,7 +55,7 @@ def resnet(num_classes: int, shape: Shape, *, blocks: tuple[int, ...], bottlenec
             stage.append(Residual(branch, _projection(inputs, width, step), nn.ReLU()))
             inputs = width
         stages.append(nn.Sequential(*stage))
-    return _stem_into_first(stages), pool_head(inputs, num_classes)
+    return stages, inputs
 
 
 def resnext29(num_classes: int, shape: Shape) -> Body:
