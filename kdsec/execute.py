@@ -89,8 +89,7 @@ def main() -> None:
 
     try:
         kernel = _kernel(job) if job.page else None
-        with claimed(job.staging):
-            _die_with_the_runner(job, kernel)
+        with claimed(job.staging), _dying_with_the_runner(job, kernel):
             failure = _execute(job, kernel, report)
     except KdsecError as error:
         failure = str(error)
@@ -214,7 +213,8 @@ def _kernel(job: Job) -> Any:
     )
 
 
-def _die_with_the_runner(job: Job, kernel: Any) -> None:
+@contextlib.contextmanager
+def _dying_with_the_runner(job: Job, kernel: Any) -> Iterator[None]:
     """On SIGTERM, or when the runner disappears, kill the kernel and its children and leave nothing behind.
 
     (Should this process be killed outright, the kernel notices within a second and ends itself.)
@@ -231,11 +231,18 @@ def _die_with_the_runner(job: Job, kernel: Any) -> None:
 
     def watch() -> None:
         sys.stdin.buffer.read()
+        if over.is_set():
+            return  # the runner closes it too, when it has heard the end; Python may take a while to leave
         shutil.rmtree(job.scratch.parent, ignore_errors=True)  # the runner can no longer
         os.kill(os.getpid(), signal.SIGTERM)
 
+    over = threading.Event()
     signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _publish(job: Job, executed: pathlib.Path) -> None:

@@ -200,7 +200,7 @@ def cluster(nodes: int) -> Iterator[Cluster]:
     """A running cluster, which is gone afterwards; skips where SLURM is not installed."""
     if absent := missing():
         reason = f"needs SLURM, Debian's slurm-wlm and munge; not here: {', '.join(absent)}"
-        pytest.fail(reason) if os.environ.get("KDSEC_REQUIRE_SLURM") else pytest.skip(reason)
+        pytest.fail(reason) if os.environ.get("KDSEC_REQUIRE_SLURM") == "1" else pytest.skip(reason)
     # A short path, which sockets need; not pytest's own folder.
     with tempfile.TemporaryDirectory(prefix="kdsec-slurm-", ignore_cleanup_errors=True) as home:
         made = Cluster(pathlib.Path(home), nodes)

@@ -346,6 +346,12 @@ def test_without_jupyter_a_failure_is_told_the_same(book, no_jupyter):
     assert files() == []
 
 
+def test_a_process_that_leaves_slowly_does_not_disturb_the_next_run(book, no_jupyter):
+    book("import atexit, time\n_ = atexit.register(time.sleep, 1)")
+    no_jupyter()
+    assert [each.status for each in run(0, 1, jobs=1)] == ["done", "done"]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"cells": 3}', '{"cells": [{}]}'])
 def test_without_jupyter_a_damaged_notebook_is_named(book, nothing_starts, no_jupyter, text):
     pathlib.Path("nbs/01-opening.ipynb").write_text(text)
