@@ -112,7 +112,7 @@ def test_all_chapters_are_drawn(tmp_path):
 
 
 def test_mistakes_end_in_one_line(tmp_path):
-    done = draw(tmp_path / "out", "openning")
+    done = draw(tmp_path / "out", "openings")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "did you mean 'opening'" in done.stderr
     done = draw(tmp_path / "out", "opening", KDSEC_RESULTS=str(tmp_path))
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no records of opening" in done.stderr

@@ -68,7 +68,7 @@ class Source:
     def times(self, chapter: str, names: Sequence[str]) -> str:
         """``19 times on digits``: the ratio of the means over seeds, at every profile where both are."""
         metric, *arms = names
-        parts = []
+        parts: list[str] = []
         for profile in PROFILES:
             rows = records.read(self.folder, profile, choose("chapter", chapter, CHAPTERS))
             rows = rows[rows["metric"] == metric]
