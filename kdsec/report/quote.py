@@ -80,7 +80,7 @@ class Source:
 
     def minutes(self, chapter: str, names: Sequence[str] = ()) -> str:
         """``0.8 minutes a seed at quick and 23.0 at small``: the longest of the seeds."""
-        parts = []
+        parts: list[str] = []
         for profile in PROFILES:
             runs = records.runs(self.folder, profile, choose("chapter", chapter, CHAPTERS))
             if runs:
