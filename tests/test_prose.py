@@ -29,7 +29,7 @@ NUMBER = re.compile(rf"(?<![\w./-]){SHARE}|(?<![\w./-])\d+\.\d+(?!\w|\.\d)")
 MARKER = re.compile(r"<!-- given: (.*?) -->", re.DOTALL)
 # Code, addresses and comments are no prose. A directive's fence (```{exercise}) is: only its text counts.
 NOT_PROSE = re.compile(
-    r"^(?P<fence>`{3,}|~{3,})(?!\{)[^\n]*\n.*?^(?P=fence)|`[^`\n]+`|\]\([^)]*\)|<!--.*?-->",
+    r"^[ :]*(?P<fence>`{3,}|~{3,})(?!\{)[^\n]*\n.*?^ *(?P=fence)|`[^`\n]+`|\]\([^)]*\)|<!--.*?-->",
     re.DOTALL | re.MULTILINE,
 )
 CONVENTIONS = ("95 % interval",)
