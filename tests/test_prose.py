@@ -27,9 +27,9 @@ PAGES = sorted((ROOT / "book").glob("*.md"))
 SHARE = r"\d+(?:\.\d+)?\s?(?:%|per cent\b|percent\b|(?:percentage )?points?\b)"
 NUMBER = re.compile(rf"(?<![\w./-]){SHARE}|(?<![\w./-])\d+\.\d+(?!\w|\.\d)")
 MARKER = re.compile(r"<!-- given: (.*?) -->", re.DOTALL)
-# Code, addresses and comments are no prose. A directive's fence (```{exercise}) is: only its text counts.
+# No prose: code, whose fence names a language (that of a directive does not), addresses and comments.
 NOT_PROSE = re.compile(
-    r"^[ :]*(?P<fence>`{3,}|~{3,})(?!\{)[^\n]*\n.*?^ *(?P=fence)|`[^`\n]+`|\]\([^)]*\)|<!--.*?-->",
+    r"^[ :]*(?P<fence>`{3,}|~{3,})\w[^\n]*\n.*?^ *(?P=fence)|`[^`\n]+`|\]\([^)]*\)|<!--.*?-->",
     re.DOTALL | re.MULTILINE,
 )
 CONVENTIONS = ("95 % interval",)
@@ -102,6 +102,7 @@ def test_no_marker_is_left_over() -> None:
         ("```{exercise} A\n:label: b\n\nIs it 73.1 %?\n```", ["73.1 %"]),
         ("an accuracy of 0.93.", ["0.93"]),
         ("```python\nx = 0.93\n```\nand `0.93`, [here](a-0.93.md) <!-- 0.93 -->", []),
+        ("```{index} a\n```\n0.1\n\nCall\n: ```python\n  x = 0.93\n  ```\n\n0.2", ["0.1", "0.2"]),
         ("Section 3 of arXiv 1904.05181v2 has 8×8 digits in 2 tables.", []),
         ("a budget of 0.25, that is 25 %, at 5 % loss", ["5 %"]),
         ("the 95 % interval, and 95 % else", ["95 %"]),
