@@ -95,6 +95,7 @@ def test_figures_are_whole_and_fit_their_ratio(capsys, monkeypatch):
         assert (result["net"], result["batch"], result["steps"]) == ("resnet20", 2, 1)
 
 
+@pytest.mark.slow
 def test_attacks_are_compared_at_equal_budgets(capsys, monkeypatch):
     for name, value in (("KDSEC_PROGRESS", "log"), ("GOMP_SPINCOUNT", "20000")):
         monkeypatch.setenv(name, value)

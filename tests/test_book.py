@@ -159,17 +159,6 @@ class Site:
         return page, trouble
 
 
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    path = browser.executable()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
 @pytest.fixture(scope="session", params=["small", "real"])
 def site(request: pytest.FixtureRequest, chromium: Any) -> Iterator[Site]:
     folder = request.getfixturevalue("small_book") if request.param == "small" else _real_book()

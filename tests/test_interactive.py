@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -91,17 +90,6 @@ def heat_map(frame: pd.DataFrame, **options: Any) -> Live:
     figure, ax = plt.subplots(figsize=(4, 3), layout="constrained")
     sns.heatmap(frame.pivot_table("value", "temperature", "alpha"), ax=ax, cmap=["#123456"], cbar=False)
     return hover_heatmap(figure, Grid(ax, frame, "temperature", "alpha", **options))
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    path = browser.executable()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 def opened(chromium: Any, *figures: Live, **context: Any) -> tuple[Any, browser.Trouble]:

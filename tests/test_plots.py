@@ -192,7 +192,7 @@ def arms_of_the_opening():
             items = getattr(node.value, "keys", None) or getattr(node.value, "elts", None) or []
             texts = [item.value for item in items if isinstance(item, ast.Constant)]
             found[node.targets[0].id] = [text for text in texts if isinstance(text, str)]
-    return {name: found[name] for name in ("arms", "honest", "attempts")}
+    return {name: found[name] for name in ("arms", "OWNERS", "stealing")}
 
 
 def test_every_arm_of_the_opening_has_a_colour_of_its_own():
@@ -244,7 +244,7 @@ def nearest(arms, eye):
 @pytest.mark.parametrize("eye", EYES)
 def test_colours_are_told_apart_by_every_eye(eye):
     assert nearest(plots.ARM_COLOURS, eye)[0] > (20 if eye == "all cones" else 10)
-    curves = arms_of_the_opening()["attempts"]  # where colour alone says which is which
+    curves = arms_of_the_opening()["stealing"]  # where colour alone says which is which
     assert len(curves) == 4 and nearest(curves, eye)[0] > 15
 
 
