@@ -270,3 +270,11 @@ def test_one_seed_has_a_dot_and_no_interval():
     drawn = scoreboard.sparkline(made, 0.4, "words")
     assert made.verdict == "undecided" and "circle" in drawn and "rect" not in drawn
     assert made.facts()["interval"] is None
+
+
+def test_where_students_learn_something_else_both_data_sets_are_named():
+    frame = records.recorded("differentiators", "second")
+    named = {each.dataset for each in claims.judge_all(frame, "differentiators", "second")}
+    assert named == {"cifar100 to gtsrb"}
+    frame = records.recorded("differentiators", "small")
+    assert {each.dataset for each in claims.judge_all(frame, "differentiators", "small")} == {"cifar100"}

@@ -178,6 +178,9 @@ def judge(claim: Claim, frame: pd.DataFrame, profile: str, settings: Any) -> Jud
     """The verdict on ``claim`` by the rows in ``frame``, which are of one chapter and one profile."""
     difference = claim.difference(frame, settings)
     dataset = " and ".join(dict.fromkeys(frame["dataset"])) if len(frame) else ""
+    students = getattr(settings, "student_dataset", dataset)
+    if dataset and students != dataset:  # of transfer learning
+        dataset = f"{dataset} to {students}"
     if difference is None:
         return Judgement(claim, profile, dataset, NOT_RUN, None)
     gap = summary.interval(difference)

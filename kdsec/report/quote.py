@@ -186,7 +186,7 @@ def _plain_cell(judgement: Judgement) -> str:
 
 
 def _dataset(judgement: Judgement) -> str:
-    return " and ".join(DATASETS.get(each, each) for each in judgement.dataset.split(" and "))
+    return re.sub(r"[\w-]+", lambda name: DATASETS.get(name[0], name[0]), judgement.dataset)
 
 
 def _listed(parts: Sequence[str]) -> str:
