@@ -169,6 +169,7 @@ def test_batches_do_not_change_a_poison(teacher, parts):
     assert (whole.images.int() - halves.images.int()).abs().float().mean() < 0.5
 
 
+@pytest.mark.slow
 def test_poisons_made_for_views_outlive_augmentation(teacher, parts):
     """The attacker who knows that the victim asks about augmented images: same budget, more labels kept."""
     originals = parts[1].subset(parts[1].labels != TARGET).subset(slice(0, 240))

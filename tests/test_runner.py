@@ -294,6 +294,7 @@ def no_jupyter(tmp_path, monkeypatch):
     return apply
 
 
+@pytest.mark.slow
 def test_without_jupyter_the_record_is_the_same(book, no_jupyter, capfd):
     """What a cell defines has the same source for a fingerprint; what it shows does not disturb."""
     defined = """\
