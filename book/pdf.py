@@ -100,7 +100,7 @@ class Book:
             each.unwrap()
         for each in article.select("[id]"):
             each["id"] = anchor(name, str(each["id"]))
-        for each in article.select("img[src]"):
+        for each in article.select('img[src]:not([src^="data:"])'):
             each["src"] = self._beside(name, str(each["src"]))
         for each in article.select("a[href]"):
             self._point(each, name)
