@@ -8,15 +8,14 @@ import io
 import pathlib
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.attacks import network, timed
 from benchmarks.steps import random_images
-from kdsec import models
 from kdsec.cache import Cache
 from kdsec.data import Augment, ImageSet
 from kdsec.distill import KD, teacher_labels
@@ -52,27 +51,35 @@ def measure(*, rounds: int, steps: int) -> dict[str, Any]:
 def images(steps: int, times: int) -> float:
     """Seconds of an epoch of distillation over ``times`` as many images."""
     data = random_images(times * steps * RECIPE.batch_size)
-    return clock(lambda: fit(net(data, seed=0), data, RECIPE, KD(net(data, seed=1).eval())))
+    return timed(functools.partial(distil, data))
 
 
 def classes(steps: int, times: int) -> float:
     """Seconds of the same epoch with ``times`` as many classes, from 50 on."""
     data = random_images(steps * RECIPE.batch_size)
     data = ImageSet(data.images, data.labels, tuple(map(str, range(50 * times))), data.name)
-    return clock(lambda: fit(net(data, seed=0), data, RECIPE, KD(net(data, seed=1).eval())))
+    return timed(functools.partial(distil, data))
+
+
+def distil(data: ImageSet) -> None:
+    fit(fast(network(NET, data)), data, RECIPE, KD(fast(network(NET, data, seed=1))))
+
+
+def fast(net: nn.Module) -> nn.Module:
+    return net.to(memory_format=torch.channels_last)
 
 
 def students(steps: int, times: int) -> float:
     """Seconds of as many students of one teacher, who is asked once."""
     data = random_images(steps * RECIPE.batch_size)
-    teacher = net(data, seed=0).eval()
+    teacher = fast(network(NET, data))
 
-    def distil() -> None:
+    def each() -> None:
         answers = teacher_labels(teacher, data)
         for student in range(times):
-            fit(net(data, seed=1 + student), data, RECIPE, KD(answers))
+            fit(fast(network(NET, data, 1 + student)), data, RECIPE, KD(answers))
 
-    return clock(distil)
+    return timed(each)
 
 
 def seeds(times: int) -> float:
@@ -89,15 +96,4 @@ def seeds(times: int) -> float:
                 run.finish()
 
         with contextlib.redirect_stdout(io.StringIO()):
-            return clock(each)
-
-
-def net(data: ImageSet, seed: int) -> nn.Module:
-    return models.build(NET, data.num_classes, data.shape, seed=seed).to(memory_format=torch.channels_last)
-
-
-def clock(work: Callable[[], Any]) -> float:
-    """Seconds that ``work`` takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+            return timed(each)

@@ -57,7 +57,7 @@ def _recorded(folder: Any) -> Any:
         rows = rows[(rows["metric"] == "accuracy") & rows["arm"].isin(ARMS) & rows["setting"].isin(THREATS)]
         means = 100 * rows.groupby(["arm", "setting"])["value"].mean().unstack()
         if means.shape == (len(ARMS), len(THREATS)) and means.notna().all(axis=None):
-            means.attrs["dataset"] = quote.DATASETS.get(rows["dataset"].iloc[0], rows["dataset"].iloc[0])
+            means.attrs["dataset"] = quote.in_print(rows["dataset"].iloc[0])
             means.attrs["seeds"] = rows["seed"].nunique()
             return means
     return None

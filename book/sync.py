@@ -126,10 +126,15 @@ def _page(path: pathlib.Path, check: bool) -> int:
         )
         return 1
     if fresh != text:
-        temporary = path.with_suffix(".md.tmp")
-        temporary.write_text(fresh, encoding="utf-8")
-        temporary.replace(path)
+        _write(path, fresh)
     return 0
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """Write beside ``path`` and move into place."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def main() -> int:
@@ -150,9 +155,7 @@ def main() -> int:
             continue
         print(f"executing {path.name}", flush=True)
         executed = execute(with_first_cell(notebook), path.parent)
-        temporary = path.with_suffix(".ipynb.tmp")
-        temporary.write_text(nbformat.writes(text_only(executed)) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        _write(path, nbformat.writes(text_only(executed)) + "\n")
     return status
 
 

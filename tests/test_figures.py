@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import shutil
 import subprocess
 import sys
 
+import figures
 import nbformat
 import pytest
 
 from kdsec.chapters import CHAPTERS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_spec = importlib.util.spec_from_file_location("book_figures", ROOT / "book" / "figures.py")
-figures = importlib.util.module_from_spec(_spec)
-sys.modules["book_figures"] = figures  # dataclasses look their module up
-_spec.loader.exec_module(figures)
 
 
 def sliced(*cells: str) -> list[str] | None:

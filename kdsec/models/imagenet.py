@@ -19,7 +19,6 @@ from kdsec.models.plain import VGG_GROUPS, VGG_WIDTHS
 from kdsec.models.resnet import residual_stages
 
 CLASSES = 1000
-SMALLEST = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

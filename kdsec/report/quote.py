@@ -74,7 +74,7 @@ class Source:
             rows = rows[rows["metric"] == metric]
             means = [rows.loc[rows["arm"] == arm, "value"].mean() for arm in arms]
             if all(mean == mean for mean in means):  # neither is missing
-                where = DATASETS.get(rows["dataset"].iloc[0], rows["dataset"].iloc[0])
+                where = in_print(rows["dataset"].iloc[0])
                 parts.append(f"{means[0] / means[1]:.2g} times on {where}")
         return _listed(parts) or "nothing recorded yet"
 
@@ -161,7 +161,7 @@ def _claimed(rows: Sequence[Sequence[Judgement]]) -> str:
 def _scale(rows: Sequence[Sequence[Judgement]], place: int) -> tuple[str, str]:
     """What stands above a column: the profile; data set and seeds."""
     run = next(row[place] for row in rows if row[place].difference)
-    return run.profile, f"{_dataset(run)}, {run.difference.seeds if run.difference else 0} seeds"
+    return run.profile, f"{in_print(run.dataset)}, {run.difference.seeds if run.difference else 0} seeds"
 
 
 def _row(row: Sequence[Judgement], columns: Sequence[int]) -> str:
@@ -185,8 +185,9 @@ def _plain_cell(judgement: Judgement) -> str:
     return " ".join([*words, f"({judgement.text('interval')})"] if judgement.difference else words)
 
 
-def _dataset(judgement: Judgement) -> str:
-    return re.sub(r"[\w-]+", lambda name: DATASETS.get(name[0], name[0]), judgement.dataset)
+def in_print(datasets: str) -> str:
+    """Names of data sets, in any text, as one writes them: ``cifar100 to gtsrb`` is CIFAR-100 to GTSRB."""
+    return re.sub(r"[\w-]+", lambda name: DATASETS.get(name[0], name[0]), datasets)
 
 
 def _listed(parts: Sequence[str]) -> str:

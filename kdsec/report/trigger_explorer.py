@@ -5,6 +5,7 @@ The networks are asked beforehand, at every pair of strengths; the page looks th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -49,9 +50,9 @@ class Strengths:
 
 def mixed(images: Tensor, poisons: Tensor, mark: Trigger, opacity: float, strength: float) -> Tensor:
     """The images at one pair of strengths, as the bytes ``(n, C, H, W)`` that a network is shown."""
-    mask, pattern = opacity * mark.mask.to(images.device), mark.pattern.to(images.device)
+    faint = dataclasses.replace(mark, mask=opacity * mark.mask)
     change = to_float(poisons) - to_float(mark.stamp(images))
-    return to_bytes(((1 - mask) * to_float(images) + mask * pattern + strength * change).clamp(0, 1))
+    return to_bytes((faint.stamp(to_float(images)) + strength * change).clamp(0, 1))
 
 
 def ask(models: Mapping[str, nn.Module], images: Tensor, poisons: Tensor, mark: Trigger) -> Strengths:
