@@ -28,7 +28,7 @@ COUNTS = {
     "mobilenetv2": (2_254_090, 2_369_380, 2_497_480),
     "shufflenetv2": (1_268_646, 1_360_896, 1_463_396),
 }
-# Counts at ten classes: He et al. with option A, WRN by its definition, kuangliu/pytorch-cifar.
+# Counts at ten classes: He et al. with option A, WRN by its definition, kuangliu/pytorch-cifar, by hand.
 COUNTS_AT_TEN = {
     "resnet20": 269_722,
     "resnet32": 464_154,
@@ -37,6 +37,7 @@ COUNTS_AT_TEN = {
     "wrn16-2": 691_674,
     "wrn40-1": 563_930,
     "wrn40-2": 2_243_546,
+    "cnn-small": 90_186,
     "vgg11": 9_231_114,
     "vgg16": 14_728_266,
 }

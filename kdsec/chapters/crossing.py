@@ -232,7 +232,7 @@ PROFILES = {
         owner=10_000,
         theft=10_000,
         teacher="cnn",
-        student="resnet8",
+        student="cnn-small",
         teachers=tuple(PROTECTED),
         strengths=dataclasses.replace(
             _STRENGTHS,

@@ -47,6 +47,7 @@ _NETS = {
     "digits-small": _Net(partial(digits_cnn, widths=(4, 8, 8)), 4),
     "digits-mlp": _Net(digits_mlp, 1),
     "cnn": _Net(cnn, 8),
+    "cnn-small": _Net(partial(cnn, widths=(16, 32, 64)), 8),
     "resnet8": _Net(partial(cifar_resnet, depth=8), 8),
     "resnet20": _Net(partial(cifar_resnet, depth=20), 8),
     "resnet32": _Net(partial(cifar_resnet, depth=32), 8),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from kdsec.models.base import Body, Shape
@@ -38,25 +40,23 @@ def digits_mlp(num_classes: int, shape: Shape) -> Body:
     return stages, nn.Linear(64, num_classes)
 
 
-def cnn(num_classes: int, shape: Shape) -> Body:
+def cnn(num_classes: int, shape: Shape, *, widths: Sequence[int] = (32, 64, 128)) -> Body:
     """The plain CNN of the Nasty and Adversarial Sparse Teacher papers, ``Net`` in their code.
 
-    Three times convolution 3x3, BN, max-pooling, ReLU (32, 64, 128 wide), then a hidden layer of
-    128. 357,514 parameters for ten classes of 32x32; the hidden layer's input follows the image
-    size.
+    Three times convolution 3x3, BN, max-pooling, ReLU (of ``widths``), then a hidden layer as wide as the
+    last. 357,514 parameters for ten classes of 32x32; the hidden layer's input follows the image size.
     """
     channels, height, width = shape
-    widths = (32, 64, 128)
     stages: list[nn.Module] = []
     for inputs, outputs in zip((channels, *widths), widths, strict=False):
         convolution = conv_bn(inputs, outputs, bias=True, act=None)
         stages.append(nn.Sequential(convolution, nn.MaxPool2d(2), nn.ReLU()))
     head = nn.Sequential(
         nn.Flatten(),
-        nn.Linear(128 * (height // 8) * (width // 8), 128),
-        nn.BatchNorm1d(128),
+        nn.Linear(widths[-1] * (height // 8) * (width // 8), widths[-1]),
+        nn.BatchNorm1d(widths[-1]),
         nn.ReLU(),
-        nn.Linear(128, num_classes),
+        nn.Linear(widths[-1], num_classes),
     )
     return stages, head
 
