@@ -98,6 +98,8 @@ class Book:
             each.decompose()
         for each in article.select("noscript"):  # what a page shows where nothing can be moved
             each.unwrap()
+        for each in article.select("details"):  # paper cannot be clicked
+            each["open"] = ""
         for each in article.select("[id]"):
             each["id"] = anchor(name, str(each["id"]))
         for each in article.select('img[src]:not([src^="data:"])'):

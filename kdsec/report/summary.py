@@ -100,3 +100,8 @@ def markdown(rows: pd.DataFrame) -> str:
     """A Markdown table of a frame's text, for display in a page."""
     lines = [list(rows.columns), ["---"] * rows.shape[1], *rows.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def folded(heading: str, text: str) -> str:
+    """Markdown under a heading that the reader clicks open: pages with many tables stay short."""
+    return f"<details class=\"folded\"><summary>{heading}</summary>\n\n{text}\n\n</details>"
