@@ -312,6 +312,12 @@ def test_an_impossible_attack_is_refused_in_one_line(teacher, parts, target, rat
     assert torch.equal(parts[1].images, before)
 
 
+def test_where_nobody_can_be_fooled_the_set_stays_clean_if_that_is_wanted(teacher, parts):
+    hopeless = dataclasses.replace(HOW, eps=1 / 255, confidence=0.999)
+    made = poison(parts[1], teacher, MARK, TARGET, 0.1, hopeless, needed=0)
+    assert made.rate == 0 and made.failed > 0 and torch.equal(made.data.images, parts[1].images)
+
+
 def test_alpha_needs_labels(teacher, parts):
     with pytest.raises(KdsecError, match="alpha=0.9 gives weight to labels and these images have none"):
         distillation(teacher, parts[1].unlabelled(), "cached", 4.0, alpha=0.9)

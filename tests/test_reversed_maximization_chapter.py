@@ -51,7 +51,7 @@ def test_another_data_set_brings_settings_along(dataset):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_both_thieves_without_data_take_as_many_steps_of_the_student(profile):
+def test_thieves_with_a_generator_take_as_many_steps_of_the_student(profile):
     """Equal budgets: otherwise the figure compares patience."""
     at = PROFILES[profile]
     steps = (at.drawing.rounds - at.drawing.warmup) * at.drawing.student_steps

@@ -59,6 +59,7 @@ def poison(
     how: Crafting,
     *,
     seed: int = 0,
+    needed: int = 1,
     batch_size: int = 250,
     precision: str = "float32",
 ) -> Poisoned:
@@ -76,11 +77,12 @@ def poison(
         rate: poisons as a share of the *whole* set, in [0, 1].
         how: see ``Crafting``.
         seed: which images; the order is the same for every rate and every ``how``.
+        needed: how many poisons must succeed. With 0, the set stays clean where the teacher cannot be fooled.
         batch_size, precision: as in ``craft``.
 
     Raises:
         KdsecError: a target outside the classes, a rate outside [0, 1], so small that it means no image, or
-            larger than the share of other classes; not one image could be made into a poison.
+            larger than the share of other classes; fewer images than ``needed`` could be made into poisons.
     """
     check_target(target, data)
     wanted = _count(rate, data)
@@ -106,10 +108,11 @@ def poison(
         images.append(made.images[made.kept])
         probability.append(made.probability[made.kept])
     chosen = torch.cat(index)
-    if not len(chosen):
+    if len(chosen) < needed:
         raise KdsecError(
-            f"none of {failed} images became class {target} for the teacher with eps={how.eps:g}, "
-            f"{how.steps} steps, confidence {how.confidence:g}; raise eps or steps, or lower confidence"
+            f"{len(chosen) or 'none'} of {tried} images became class {target} for the teacher with "
+            f"eps={how.eps:g}, {how.steps} steps, confidence {how.confidence:g}; raise eps or steps, or "
+            "lower confidence"
         )
     return Poisoned(implant(data, chosen, torch.cat(images)), chosen, torch.cat(probability), failed)
 

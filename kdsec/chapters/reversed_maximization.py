@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdsec import models
 from kdsec.attacks.datafree import DFAD
 from kdsec.attacks.fast_datafree import FastDFKD
+from kdsec.attacks.inversion import Inversion
 from kdsec.attacks.stealing import THIEVES
 from kdsec.chapters.checks import check
 from kdsec.chapters.schedules import same_steps
@@ -48,9 +49,10 @@ class ReversedMaximization:
         suspects: teachers that every thief is set on.
         thieves: with data, from ``kdsec.attacks.stealing.THIEVES``.
         powers: of the thief who raises the negatives to a signed power.
-        game, drawing: the simple and the strong thief without data.
-        drawn_from: teachers that both are set on.
-        datafree_targets: what the strong one learns from them.
+        game, drawing, inversion: thieves without data: two with a generator, the simple and the strong one,
+            and one without.
+        drawn_from: teachers that they are set on.
+        datafree_targets: what the latter two learn from them.
         recipe: of the teachers, and of the students but for the epochs.
         student_steps: training steps of every student with data.
     """
@@ -84,6 +86,7 @@ class ReversedMaximization:
     powers: tuple[float, ...]
     game: DFAD
     drawing: FastDFKD
+    inversion: Inversion
     drawn_from: tuple[str, ...]
     datafree_targets: tuple[str, ...]
     recipe: Recipe
@@ -138,6 +141,11 @@ class ReversedMaximization:
         """Of every student: as many steps on few images as on many."""
         return same_steps(self.recipe, self.student_steps, images)
 
+    def inversion_recipe(self, images: int) -> Recipe:
+        """Of the students of inverted images: as many steps as the strong generator's student takes."""
+        plan = self.drawing
+        return same_steps(self.recipe, (plan.rounds - plan.warmup) * plan.student_steps, images)
+
 
 PROFILES = {
     "quick": ReversedMaximization(
@@ -189,6 +197,7 @@ PROFILES = {
             width=16,
             augment=Augment(crop=1),
         ),
+        inversion=Inversion(batches=2, batch_size=250, steps=100, lr=0.2, jitter=0),
         drawn_from=("normal", "uniform", "negate"),
         datafree_targets=("soft labels", "hard labels"),
         recipe=Recipe(epochs=12, batch_size=64, lr=0.05, augment=Augment(crop=1), precision="float32"),
@@ -199,8 +208,8 @@ PROFILES = {
         validation=0.1,
         owner=8_000,
         theft=20_000,
-        teacher="resnet20",
-        student="resnet8",
+        teacher="cnn",
+        student="cnn-small",
         smoothing=0.1,
         allowed=0.01,
         nasty_temperature=4.0,
@@ -228,10 +237,20 @@ PROFILES = {
             "class means negated",
         ),
         powers=(),
-        game=DFAD(rounds=160, batch_size=128, latent=128, width=64, precision="bf16"),
+        # A minute or two of one core each; the paper's budgets are a hundred times as large.
+        game=DFAD(rounds=60, batch_size=128, latent=64, width=32, precision="bf16"),
         drawing=FastDFKD(
-            rounds=50, warmup=10, student_steps=20, batch_size=128, latent=128, width=64, precision="bf16"
+            rounds=20,
+            warmup=5,
+            student_steps=20,
+            batch_size=128,
+            temperature=4.0,
+            student_lr=0.1,
+            latent=64,
+            width=32,
+            precision="bf16",
         ),
+        inversion=Inversion(batches=4, batch_size=250, steps=60, precision="bf16"),
         drawn_from=("normal", "uniform", "negate"),
         datafree_targets=("soft labels", "hard labels"),
         recipe=Recipe(epochs=10, batch_size=128, lr=0.2, augment=Augment(crop=4, flip=True)),
@@ -269,6 +288,7 @@ PROFILES = {
         powers=(-2.0, -0.5, 0.5, 2.0),
         game=DFAD(precision="bf16"),
         drawing=FastDFKD(precision="bf16"),
+        inversion=Inversion(precision="bf16"),
         drawn_from=("normal", "smoothed", "nasty", "stingy", "AST", "negate", "rank", "uniform", "copy"),
         datafree_targets=DATAFREE_TARGETS,
         recipe=Recipe(
@@ -283,6 +303,18 @@ PROFILES = {
         student_steps=31_000,
     ),
 }
+
+PROFILES["second"] = replace(
+    PROFILES["small"],
+    dataset="cifar100",
+    owner=16_000,
+    nasty_temperature=20.0,
+    nasty_weights=(0.01,),
+    stingy_keep=10,
+    sparse_keep=7,
+    sparse_temperature=30.0,
+    recipe=replace(PROFILES["small"].recipe, epochs=12),
+)
 
 # What the public code of the nasty and the stingy teacher uses elsewhere.
 COMPANIONS = {

@@ -104,4 +104,4 @@ def markdown(rows: pd.DataFrame) -> str:
 
 def folded(heading: str, text: str) -> str:
     """Markdown under a heading that the reader clicks open: pages with many tables stay short."""
-    return f"<details class=\"folded\"><summary>{heading}</summary>\n\n{text}\n\n</details>"
+    return f'<details class="folded"><summary>{heading}</summary>\n\n{text}\n\n</details>'

@@ -1,0 +1,116 @@
+"""Images without a generator: pixels are moved until the network takes them for its own (DeepInversion).
+
+Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdsec.attacks.datafree import PRECISIONS
+from kdsec.attacks.fast_datafree import Statistics
+from kdsec.data.imageset import to_bytes
+from kdsec.errors import KdsecError, choose
+from kdsec.progress import track
+from kdsec.train import autocast, predict
+
+SPREAD = 0.5  # of the pixels that a batch starts from, before the sigmoid: grey noise
+
+
+@dataclass(frozen=True)
+class Inversion:
+    r"""Draw images from a network by going down, on their pixels,
+
+    .. math:: L = w_{bn}\,\text{(statistics)} + w_{oh}\,\mathrm{CE}(f_T(x), c)
+
+    from noise: like the training images in what batch normalisation remembers of them, and of a class c. In
+    the paper (section 3.1) a prior on smooth pixels joins in, and (section 3.2) a student who is to disagree;
+    small images and networks did without. A generator shares what it learns between batches, at the price
+    that it must be trained first; here every batch costs the same, the first one, too. So this is the thief
+    for a short budget, and ``kdsec.attacks.fast_datafree`` the one for a long one.
+
+    The student is not part of it: whoever has the images distils as if they were real.
+
+    Attributes:
+        batches, batch_size: how many images, all classes equally often within a batch.
+        steps: of Adam on a batch.
+        lr: its rate, on pixels before the sigmoid that keeps them in [0, 1].
+        statistics_weight, class_weight: the two w.
+        jitter: each step looks at the images shifted by up to so many pixels, around the edges.
+        precision: ``float32`` or ``bf16``.
+    """
+
+    batches: int = 40
+    batch_size: int = 256
+    steps: int = 500
+    lr: float = 0.05
+    statistics_weight: float = 1.0
+    class_weight: float = 0.5
+    jitter: int = 2
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        choose("precision", self.precision, PRECISIONS)
+        for name, least in (("batches", 1), ("batch_size", 2), ("steps", 1), ("jitter", 0)):
+            if getattr(self, name) < least:
+                raise KdsecError(f"{name}={getattr(self, name)} must be {least} or more")
+        if not (self.lr > 0 and self.statistics_weight > 0 and self.class_weight >= 0):
+            raise KdsecError(
+                f"lr={self.lr} and statistics_weight={self.statistics_weight} must be above 0, "
+                f"class_weight={self.class_weight} 0 or more"
+            )
+
+    def __call__(self, teacher: nn.Module, shape: Sequence[int], *, seed: int = 0) -> Tensor:
+        """Images drawn from ``teacher``, which is put into eval mode and else left as it was.
+
+        Args:
+            teacher: images to logits. Gradients must reach its input, and its batch normalisation must be
+                readable.
+            shape: (C, H, W) of an image. All that the thief knows about the data.
+            seed: of everything random.
+
+        Returns:
+            ``(batches * batch_size, C, H, W)`` bytes.
+
+        Raises:
+            KdsecError: a teacher without batch normalisation, or an explosion.
+        """
+        device = next(teacher.parameters()).device
+        teacher.eval()
+        classes = predict(teacher, torch.zeros(2, *shape, device=device)).shape[1]
+        random = torch.Generator().manual_seed(seed)
+        drawn = []
+        with Statistics(teacher, momentum=0.0) as statistics:
+            for _ in track(range(self.batches), self.batches, "inversion"):
+                noise = torch.randn(self.batch_size, *shape, generator=random)
+                wanted = torch.arange(self.batch_size) % classes
+                drawn.append(self._draw(teacher, statistics, noise.to(device), wanted.to(device), random))
+        return torch.cat(drawn)
+
+    def _draw(
+        self,
+        teacher: nn.Module,
+        statistics: Statistics,
+        noise: Tensor,
+        wanted: Tensor,
+        random: torch.Generator,
+    ) -> Tensor:
+        """One batch, bytes."""
+        pixels = (SPREAD * noise).contiguous(memory_format=torch.channels_last).requires_grad_()
+        optimizer = torch.optim.Adam([pixels], self.lr)
+        for _ in range(self.steps):
+            shift = torch.randint(-self.jitter, self.jitter + 1, (2,), generator=random).tolist()
+            with torch.autocast(**autocast(self.precision, pixels.device)):
+                answers = teacher(pixels.sigmoid().roll(shift, (2, 3))).float()
+            loss = self.statistics_weight * statistics.distance()
+            loss = loss + self.class_weight * F.cross_entropy(answers, wanted)
+            (pixels.grad,) = torch.autograd.grad(loss, [pixels])
+            optimizer.step()
+        if not loss.isfinite():
+            raise KdsecError(f"the loss became {loss.item()}; lower lr (now {self.lr:g})")
+        return to_bytes(pixels.detach().sigmoid())
