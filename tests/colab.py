@@ -96,8 +96,8 @@ def image(python: str) -> pathlib.Path:
                 shutil.rmtree(old)
             building = cache / "image-unfinished"
             subprocess.run([python, "-m", "venv", building], check=True)
-            pip = [building / "bin" / "python", "-m", "pip", "install", "--quiet", "--only-binary=:all:"]
-            subprocess.run([*pip, "-r", PACKAGES], env=surroundings(), check=True)
+            pip = [building / "bin" / "python", "-m", "pip", "--quiet", "--no-cache-dir", "install"]
+            subprocess.run([*pip, "--only-binary=:all:", "-r", PACKAGES], env=surroundings(), check=True)
             building.rename(made)
     return made
 

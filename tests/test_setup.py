@@ -247,7 +247,7 @@ def test_first_cell_installs_only_what_is_missing() -> None:
     assert needed == {Requirement(text).name for text in PROJECT["dependencies"]}
 
 
-@pytest.mark.parametrize("needed", map(Requirement, PROJECT["dependencies"]), ids=str)
+@pytest.mark.parametrize("needed", [Requirement(text) for text in PROJECT["dependencies"]], ids=str)
 def test_colab_holds_what_the_package_asks_for(needed: Requirement) -> None:
     """The first cell installs kdsec without looking at its ranges, so nothing would say so on Colab."""
     held = colab.required()[canonicalize_name(needed.name)]
