@@ -22,8 +22,9 @@ from packaging.version import Version
 
 import kdsec
 from kdsec.chapters import CHAPTERS
+from tests import checkout, colab
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = checkout.ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
@@ -127,23 +128,13 @@ def test_versions_agree() -> None:
     assert citation["version"] == kdsec.__version__
 
 
-def _tracked() -> list[pathlib.Path]:
-    """Text files that belong to the project: what git would commit, or everything in an archive."""
-    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip("not a git checkout")
-    paths = [ROOT / name for name in done.stdout.split("\0") if name]
-    return [path for path in paths if path.is_file()]
-
-
 def test_repository_address_stands_in_one_place() -> None:
     address = sync.repository()
     assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address)
     owner = address.removeprefix("https://")
     holders = [
         str(path.relative_to(ROOT))
-        for path in _tracked()
+        for path in checkout.files()
         if path.suffix != ".ipynb" and owner in path.read_text(encoding="utf-8", errors="ignore")
     ]
     assert holders == ["_config.yml"]
@@ -254,6 +245,14 @@ def test_first_cell_installs_only_what_is_missing() -> None:
     names = re.findall(r'"(\w+)"', " ".join(lists))
     needed = {name.replace("sklearn", "scikit-learn") for name in names}
     assert needed == {Requirement(text).name for text in PROJECT["dependencies"]}
+
+
+@pytest.mark.parametrize("needed", [Requirement(text) for text in PROJECT["dependencies"]], ids=str)
+def test_colab_holds_what_the_package_asks_for(needed: Requirement) -> None:
+    """The first cell installs kdsec without looking at its ranges, so nothing would say so on Colab."""
+    held = colab.required()[canonicalize_name(needed.name)]
+    for pinned in held.specifier:
+        assert needed.specifier.contains(pinned.version), f"Colab has {held}"
 
 
 def test_notebooks_run_in_the_interpreter_of_these_tests() -> None:
