@@ -12,7 +12,6 @@ import argparse
 import ast
 import contextlib
 import io
-import os
 import pathlib
 import symtable
 import sys
@@ -27,6 +26,7 @@ from matplotlib.figure import Figure
 
 from kdsec.chapters import CHAPTERS, Chapter
 from kdsec.errors import KdsecError, choose
+from kdsec.files import beside
 from kdsec.report.records import recorded
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -165,11 +165,9 @@ def run(node: ast.stmt, file: str, state: dict[str, Any]) -> Any:
 
 
 def save(figure: Figure, target: pathlib.Path) -> pathlib.Path:
-    """Write beside the target and move into place."""
-    part = target.with_name(f".{os.getpid()}-{target.name}")
-    figure.savefig(part, bbox_inches="tight")  # as notebooks show it
+    with beside(target) as part:
+        figure.savefig(part, bbox_inches="tight")  # as notebooks show it
     plt.close("all")
-    part.replace(target)
     return target
 
 

@@ -24,6 +24,8 @@ from collections.abc import Mapping
 import yaml
 from bs4 import BeautifulSoup, Tag
 
+from kdsec.files import beside
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAME = "kdsec-book.pdf"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -271,12 +273,14 @@ def make(pages: pathlib.Path, program: str) -> pathlib.Path:
     book = Book(pages)
     made = printed(book, program)
     path = pages / NAME
-    path.write_bytes(made)
+    with beside(path) as part:
+        part.write_bytes(made)
     first = pages / f"{book.names[0]}.html"
     text = first.read_text(encoding="utf-8")
     size = f"{max(page_numbers(made).values())} pages, {len(made) / 1e6:.0f} MB"
     link = f'{LINK}<a href="{NAME}" download>The whole book as PDF</a> ({size})</p>'
-    first.write_text(re.sub(rf"{LINK}.*?</p>", link, text, count=1), encoding="utf-8")
+    with beside(first) as part:
+        part.write_text(re.sub(rf"{LINK}.*?</p>", link, text, count=1), encoding="utf-8")
     return path
 
 

@@ -21,6 +21,8 @@ from typing import Any
 import nbformat
 import yaml
 
+from kdsec.files import beside
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 README = ROOT / "README.md"
@@ -131,10 +133,8 @@ def _page(path: pathlib.Path, check: bool) -> int:
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    """Write beside ``path`` and move into place."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with beside(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def main() -> int:

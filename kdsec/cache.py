@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import kdsec
 from kdsec.data import ImageSet
 from kdsec.errors import KdsecError
+from kdsec.files import beside
 from kdsec.fingerprint import fingerprint, source_fingerprint
 from kdsec.train import Loss, Recipe, autocast_dtype, fit
 
@@ -50,19 +51,16 @@ def save_checkpoint(
         KdsecError: no space left on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(plain, part, metadata={"recipe": recipe, "notes": json.dumps(notes)})
-        os.replace(part, path)
+        with beside(path) as part:
+            save_file(plain, part, metadata={"recipe": recipe, "notes": json.dumps(notes)})
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise KdsecError(
                 f"no space left for {path}; free some or set KDSEC_CACHE to another disk"
             ) from None
         raise
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

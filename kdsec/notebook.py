@@ -9,13 +9,13 @@ import ast
 import copy
 import importlib.util
 import json
-import os
 import pathlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from kdsec.errors import KdsecError
+from kdsec.files import beside
 
 PARAMETERS = ("profile", "seed", "device", "out", "overrides")
 INJECTED = "injected-parameters"  # papermill's tag, which other tools know too
@@ -71,15 +71,11 @@ def _read_plainly(path: pathlib.Path) -> Any:
 
 
 def write(notebook: Any, path: pathlib.Path) -> None:
-    """Write beside ``path`` and move into place."""
+    """Write a notebook, whole or not at all."""
     import nbformat
 
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with beside(path) as part:
         nbformat.write(notebook, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_parameters(notebook: Any, path: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -76,7 +77,7 @@ def draw(out: pathlib.Path, *arguments: str, **environment: str) -> subprocess.C
         [sys.executable, str(ROOT / "book" / "figures.py"), *arguments, "--out", str(out)],
         capture_output=True,
         text=True,
-        env=figures.os.environ | environment,
+        env=os.environ | environment,
         check=False,
     )
 

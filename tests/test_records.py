@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from kdsec.errors import KdsecError
 from kdsec.report import provenance as origin
-from kdsec.report import records
 from kdsec.report.records import COLUMNS, Records, expand, read, recipe_of, recorded, runs
 
 FACTS = {"recipe": "abc", "seconds": 1.5}
@@ -171,8 +170,8 @@ def test_a_crash_while_saving_leaves_the_old_record_or_none(tmp_path, monkeypatc
 
         return call
 
-    monkeypatch.setattr(records.os, "replace", fragile(os.replace))
-    monkeypatch.setattr(records.tempfile, "mkstemp", fragile(tempfile.mkstemp))
+    monkeypatch.setattr(os, "replace", fragile(os.replace))
+    monkeypatch.setattr(pathlib.Path, "write_text", fragile(pathlib.Path.write_text))
     with pytest.raises(KeyboardInterrupt):
         one(value=0.75).save(tmp_path, FACTS)
     assert read(tmp_path, "quick").value.tolist() in ([0.25], [])
@@ -226,7 +225,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.tempfile, "mkstemp", full)
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
     with pytest.raises(KdsecError, match=r"seed0.csv: No space left on device; free"):
         one().save(tmp_path, FACTS)
 

@@ -25,6 +25,7 @@ from kdsec.data import downloads
 from kdsec.data.imageset import ImageSet, Splits, stratified_index
 from kdsec.data.names import CLASS_NAMES
 from kdsec.errors import KdsecError, choose
+from kdsec.files import beside
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 Arrays = dict[str, np.ndarray]
@@ -204,16 +205,12 @@ def _download(name: str) -> pathlib.Path:
 
 
 def _write(arrays: Arrays, target: pathlib.Path) -> pathlib.Path:
-    """Write beside the target and move into place, so that a killed run leaves no half file."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.stem}.{os.getpid()}.part.npz")
     try:
-        np.savez(part, allow_pickle=False, **{key: arrays[key] for key in ARRAYS})
-        os.replace(part, target)
+        with beside(target) as part:
+            np.savez(part, allow_pickle=False, **{key: arrays[key] for key in ARRAYS})
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise KdsecError(f"no space left for {target}; free some or choose another folder") from None
         raise
-    finally:
-        part.unlink(missing_ok=True)
     return target

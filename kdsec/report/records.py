@@ -16,12 +16,12 @@ import numbers
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdsec.chapters import CHAPTERS, PROFILES
 from kdsec.errors import KdsecError, choose
+from kdsec.files import beside
 from kdsec.report.provenance import bundled
 
 if TYPE_CHECKING:
@@ -218,16 +218,8 @@ def _checksum(text: str) -> str:
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
-    """Write beside ``path``, then move into place: a reader sees the old file or the new one."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(part, 0o644)  # mkstemp's files are private; records are for everybody
-        os.replace(part, path)
-    except BaseException:
-        pathlib.Path(part).unlink(missing_ok=True)
-        raise
+    with beside(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _complete(out: str | os.PathLike[str], profile: str, chapter: str | None) -> list[pathlib.Path]:
