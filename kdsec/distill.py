@@ -44,15 +44,15 @@ def teacher_logits(teacher: Teacher, batch: Batch) -> Tensor:
 
 
 def soft_cross_term(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    r"""The teacher's term, :math:`T^2 \mathrm{KL}(\sigma_T(z_t) \| \sigma_T(z_s))`, mean over the batch.
+    r"""The teacher's term, :math:`\tau^2 \mathrm{KL}(\sigma_\tau(z_T) \| \sigma_\tau(z_S))`, a batch's mean.
 
-    The factor :math:`T^2` keeps its gradient comparable with the label's term as T grows (Hinton et al. 2015,
-    section 2).
+    The factor :math:`\tau^2` keeps its gradient comparable with the label's term as tau grows
+    (Hinton et al. 2015, section 2).
 
     Args:
         student: logits ``(B, K)``.
         teacher: logits ``(B, K)``.
-        temperature: T > 0.
+        temperature: tau > 0.
     """
     target = F.log_softmax(teacher.float() / temperature, dim=1)
     guess = F.log_softmax(student.float() / temperature, dim=1)
@@ -71,7 +71,7 @@ class KD:
 
     Attributes:
         teacher: network, or cached logits.
-        temperature: T of both softmaxes, above 0.
+        temperature: tau of both softmaxes, above 0.
         alpha: weight of the teacher's term, in [0, 1]; 1 needs no labels.
     """
 
@@ -105,13 +105,13 @@ class HardLabels:
 class DecoupledKD:
     r"""Decoupled KD (Zhao et al. 2022, arXiv 2203.08679, eq. 7): target and non-target terms weighted apart.
 
-    Hinton's KL splits exactly into :math:`\mathrm{TCKD} + (1-p_t)\,\mathrm{NCKD}`: how sure the teacher is of
+    Hinton's KL splits exactly into :math:`\mathrm{TCKD} + (1-p_y)\,\mathrm{NCKD}`: how sure the teacher is of
     the target class, and how it shares the rest among the others ("dark knowledge"). Here the two get weights
     of their own, plus the label's cross-entropy.
 
     Attributes:
         teacher: network, or cached logits.
-        temperature: T of all softmaxes.
+        temperature: tau of all softmaxes.
         target_weight: weight of TCKD (the paper's alpha).
         others_weight: weight of NCKD (the paper's beta).
     """
@@ -136,13 +136,13 @@ class DecoupledKD:
 def decoupled_terms(
     student: Tensor, teacher: Tensor, target: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """TCKD and NCKD, each times T^2 and averaged over the batch.
+    """TCKD and NCKD, each times tau^2 and averaged over the batch.
 
     Args:
         student: logits ``(B, K)``.
         teacher: logits ``(B, K)``.
         target: class ``(B,)`` that counts as the target.
-        temperature: T > 0.
+        temperature: tau > 0.
     """
     is_target = F.one_hot(target, student.shape[1]).bool()
 

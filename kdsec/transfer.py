@@ -2,11 +2,11 @@
 
 A *layer* here is a convolution or a linear map with what follows it up to the next one (normalisation,
 activation, pooling), or a whole residual block. The last linear map is the *head*; a student always has one
-of its own. With K layers kept out of N:
+of its own. With so many layers kept:
 
-* K = N: deep-layer extractor, only the head is trained;
-* 0 < K < N: mid-layer extractor;
-* K = 0: full fine-tuning: every layer starts from the teacher's and then moves.
+* all: deep-layer extractor, only the head is trained;
+* some: mid-layer extractor;
+* none: full fine-tuning: every layer starts from the teacher's and then moves.
 
 These are the three kinds of Wang et al. 2018 (USENIX Security), "With Great Training Comes Great
 Vulnerability".

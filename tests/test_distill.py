@@ -67,7 +67,7 @@ def test_gradient_is_the_difference_of_softmaxes(logits):
 
 
 def test_high_temperature_matches_centred_logits(logits):
-    """Hinton et al. 2015, section 2.1: as T grows, the gradient becomes (z_s - z_t)/K, matching logits."""
+    """Hinton et al. 2015, section 2.1: as tau grows, the gradient becomes (z_S - z_T)/K, matching logits."""
     student, teacher, _ = logits
     student.requires_grad_()
     soft_cross_term(student, teacher, 1000.0).backward()

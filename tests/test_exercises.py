@@ -157,7 +157,7 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
         (kd_gradient(mean=False), "mean over the batch"),
         (kd_gradient(power=2), "once too often"),
         (kd_gradient(power=0), "a factor is missing"),
-        (kd_gradient(power=-1), "T² of the loss is missing"),
+        (kd_gradient(power=-1), "τ² of the loss is missing"),
         (kd_gradient(hard_T=True), "not softened"),
         (kd_gradient(swap=True), "alpha is the weight"),
         (lambda *given: -kd_gradient()(*given), "sign"),

@@ -143,7 +143,7 @@ def test_probabilities_are_those_of_torch(chromium: Any) -> None:
     figure = page.locator(".kdsec-live")
     stops = sorted({*interactive.TEMPERATURES, 3.3})
     heat = figure.get_by_role("slider", name="temperature")
-    assert heat.get_attribute("aria-valuetext") == "T = 3.3"  # where it begins
+    assert heat.get_attribute("aria-valuetext") == "τ = 3.3"  # where it begins
     for sample, T, keep in [(0, 0.5, 10), (1, 1, 3), (2, 20, 1), (2, 4, 7)]:
         figure.get_by_role("radio").nth(sample).check(force=True)
         put(figure, "temperature", stops.index(T))
@@ -162,10 +162,10 @@ def test_probabilities_are_those_of_torch(chromium: Any) -> None:
     heat.focus()
     page.keyboard.press("ArrowRight")
     says = figure.locator("output[aria-live=polite]")
-    assert "T = 4.5, the 7 largest. teacher: " in says.inner_text()
+    assert "τ = 4.5, the 7 largest. teacher: " in says.inner_text()
     page.keyboard.press("Tab")
     page.keyboard.press("Home")
-    assert "T = 4.5, the 1 largest. teacher: " in says.inner_text()
+    assert "τ = 4.5, the 1 largest. teacher: " in says.inner_text()
     assert trouble.notes == []
     page.context.close()
 

@@ -87,10 +87,32 @@ def test_it_begins_with_colab_and_the_parameters(path: pathlib.Path) -> None:
 
 
 @each_notebook
-def test_a_chapter_asks_judges_and_sets_exercises(path: pathlib.Path) -> None:
+def test_a_chapter_has_the_sections_of_all_chapters(path: pathlib.Path) -> None:
+    """In the order of the table in ``CONTRIBUTING.md``, and nothing else as high as they."""
+    skeleton = re.findall(
+        r"^\| `## (.+?)` \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(skeleton) == 10
+    headings = [
+        heading
+        for cell in read(path).cells
+        if cell.cell_type == "markdown"
+        for heading in titles(cell.source)
+    ]
+    assert [text for level, text in headings if level == 2] == skeleton
+    assert [level for level, _ in headings].count(1) == 1 and headings[0][0] == 1
+    assert {level for level, _ in headings} <= {1, 2, 3}
+
+
+def titles(text: str) -> list[tuple[int, str]]:
+    """Level and text of the headings; a comment in a block of code is none."""
+    text = re.sub(r"^(`{3,})\w.*?^\1", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [(len(marks), title) for marks, title in re.findall(r"^(#+) (.+)$", text, re.MULTILINE)]
+
+
+@each_notebook
+def test_every_exercise_has_its_solution(path: pathlib.Path) -> None:
     text = "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
-    for part in ("question", "verdict", "exercises"):
-        assert re.search(rf"(?im)^(#+ |\*\*)(the )?{part}\b", text), f"no section {part}"
     exercises = re.findall(r"^`{3,}\{exercise\}.*\n:label: (\S+)", text, re.MULTILINE)
     solutions = re.findall(r"^`{3,}\{solution(?:-start)?\} (\S+)", text, re.MULTILINE)
     assert exercises and sorted(exercises) == sorted(solutions)

@@ -41,7 +41,7 @@ class Crafting:
         step_size: of one gradient step.
         steps: gradient steps, of each round where there are rounds.
         rounds: of the alternating modes.
-        confidence: teacher's probability of the target, at T = 1, that a poison must reach.
+        confidence: teacher's probability of the target, at tau = 1, that a poison must reach.
         stop_early: leave an image alone once it is there. If not, all ``steps`` are taken.
         views: for a victim who asks the teacher about augmented images. 0: the stored pixels are attacked.
             Else each gradient is the mean over the stored pixels and this many random crops and flips of them

@@ -80,7 +80,7 @@ def disagreement(student: Tensor, teacher: Tensor, target: str, temperature: flo
     r"""How far the student is from the teacher, one number an image, ``(B,)``; both logits ``(B, K)``.
 
     ============  =====================================================================================
-    ``kl``        :math:`T^2\,\mathrm{KL}(\sigma_T(z_t) \| \sigma_T(z_s))`, as in distillation
+    ``kl``        :math:`\tau^2\,\mathrm{KL}(\sigma_\tau(z_T) \| \sigma_\tau(z_S))`, as in distillation
     ``l1``        mean absolute difference of the logits, each row's mean removed (a softmax ignores it)
     ``decision``  cross-entropy of the student with the teacher's decision
     ============  =====================================================================================
@@ -101,7 +101,7 @@ def disagreement(student: Tensor, teacher: Tensor, target: str, temperature: flo
 class DFAD:
     r"""Data-free adversarial distillation (Fang et al. 2019, arXiv 1912.11006).
 
-    .. math:: \min_S \max_G\; E_{\epsilon \sim N(0, 1)}\, D\big(S(G(\epsilon)), T(G(\epsilon))\big)
+    .. math:: \min_{f_S} \max_G\; \mathbb{E}_{\xi \sim N(0, 1)}\, D\big(f_S(G(\xi)), f_T(G(\xi))\big)
 
     in turns: some steps of the student on fresh images, one of the generator. With ``target="kl"`` this is
     zero-shot knowledge transfer (Micaelli & Storkey 2019, arXiv 1905.09768) without its attention maps. No

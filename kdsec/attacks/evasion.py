@@ -31,7 +31,7 @@ TOLERANCE = 1e-5  # float32 rounding of an L2 norm over a few thousand pixels
 def fgsm(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, targeted: bool = False, **options: Any
 ) -> Tensor:
-    r"""Fast gradient sign method: :math:`x' = x + \epsilon\,\mathrm{sign}\,\nabla_x \mathrm{CE}(f(x), y)`.
+    r"""Fast gradient sign method: :math:`x' = x + \varepsilon\,\mathrm{sign}\,\nabla_x \mathrm{CE}(f(x), y)`.
 
     Goodfellow et al. 2015 (arXiv 1412.6572), section 4. Arguments as in ``pgd``.
     """
@@ -67,7 +67,7 @@ def pgd(
 ) -> Tensor:
     r"""Projected gradient descent (Madry et al. 2018, arXiv 1706.06083, section 2.1).
 
-    .. math:: x_{t+1} = \Pi\big(x_t + \eta\, d(\nabla_x \mathrm{CE}(f(x_t), y))\big)
+    .. math:: x'_{i+1} = \Pi\big(x'_i + \eta\, d(\nabla_x \mathrm{CE}(f(x'_i), y))\big)
 
     with :math:`\Pi` the projection into the ball of radius eps and into [0, 1], and :math:`d` the sign for
     L-infinity, the unit vector for L2.

@@ -118,8 +118,8 @@ class FastDFKD:
 
     In each round a batch of images is found by a few steps down
 
-    .. math:: L = w_{bn}\,\text{(statistics)} + w_{oh}\,\mathrm{CE}(z_t, c)
-        - w_{adv}\,\mathbb{1}[\arg\max z_s = \arg\max z_t]\, D(z_s, z_t)
+    .. math:: \mathcal{L} = w_{bn}\,\text{(statistics)} + w_{oh}\,\mathrm{CE}(z_T, c)
+        - w_{adv}\,\mathbb{1}[\arg\max z_S = \arg\max z_T]\, D(z_S, z_T)
 
     on the generator's weights and on the noise: like the training images in their statistics, of a drawn
     class c, and hard for the student. That few steps suffice is because the generator starts where earlier

@@ -26,7 +26,7 @@ SPREAD = 0.5  # of the pixels that a batch starts from, before the sigmoid: grey
 class Inversion:
     r"""Draw images from a network by going down, on their pixels,
 
-    .. math:: L = w_{bn}\,\text{(statistics)} + w_{oh}\,\mathrm{CE}(f_T(x), c)
+    .. math:: \mathcal{L} = w_{bn}\,\text{(statistics)} + w_{oh}\,\mathrm{CE}(f_T(x), c)
 
     from noise: like the training images in what batch normalisation remembers of them, and of a class c. In
     the paper (section 3.1) a prior on smooth pixels joins in, and (section 3.2) a student who is to disagree;

@@ -2,12 +2,13 @@ r"""The attacker who knows the defence: through the student and everyone who che
 
 A mimicry attack was made before the differentiators existed. One who expects them minimises
 
-.. math:: w\,\frac{\lVert T_K(x') - T_K(x_t) \rVert_2}{\lVert T_K(x_s) - T_K(x_t) \rVert_2}
-   + \beta \Big( [\kappa - m_t(S, x')]_+ + \sum_j [\kappa - m_t(f_j, x')]_+ \Big)
+.. math:: w\,\frac{\lVert f_T^{\,\ell}(x') - f_T^{\,\ell}(x_t) \rVert_2}
+   {\lVert f_T^{\,\ell}(x_s) - f_T^{\,\ell}(x_t) \rVert_2}
+   + \beta \Big( [\kappa - \gamma_t(f_S, x')]_+ + \sum_j [\kappa - \gamma_t(f_j, x')]_+ \Big)
 
-with :math:`m_t` a network's logit of the target minus its largest other one, and j over all that may be asked
-about t. w = 0 forgets the teacher. The networks are the real ones (white box), or copies that the attacker
-has built (grey box); the sum is the same.
+with :math:`\gamma_t` a network's logit of the target minus its largest other one, and j over all that may be
+asked about t. w = 0 forgets the teacher. The networks are the real ones (white box), or copies that the
+attacker has built (grey box); the sum is the same.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 r"""Feature mimicry: fool a student that nobody has seen, through the public teacher that it was made from.
 
 Wang et al. 2018 (USENIX Security), "With Great Training Comes Great Vulnerability", as in the authors' code.
-A student with its first K layers copied from teacher T cannot tell two images apart that agree at layer
-K. So the attacker, who has T and one image of the target class, solves
+A student with its first layers copied from a teacher cannot tell two images apart that agree at the
+last of them, layer l. So the attacker, who has the teacher and one image of the target class, solves
 
-.. math:: \min_{x'} \lVert T_K(x') - T_K(x_t) \rVert_2 \quad\text{such that}\quad d(x', x_s) < P
+.. math:: \min_{x'} \lVert f_T^{\,\ell}(x') - f_T^{\,\ell}(x_t) \rVert_2
+   \quad\text{such that}\quad d(x', x_s) < P
 
 without a single question to the student. The budget (``kdsec.attacks.search``) is DSSIM, as in the paper, or
 L-infinity, with an ancestor in Sabour et al. 2016 (arXiv 1511.05122).

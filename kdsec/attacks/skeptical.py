@@ -48,10 +48,11 @@ class Branched(nn.Module):
 class SkepticalLoss:
     r"""The loss of the skeptical student (Kundu et al., NeurIPS 2021), with the weights of the authors' code.
 
-    .. math:: \alpha T^2 \mathrm{KL}(\sigma_T(z_t) \| \sigma_T(z_e)) + (1-\alpha) \mathrm{CE}(z_e, y)
-        + 0.3\, \mathrm{KL}(\sigma_T(z) \| \sigma_T(z_l)) + 0.7\, \mathrm{CE}(z_l, y) + \mathrm{CE}(z, y)
+    .. math:: \alpha \tau^2 \mathrm{KL}(\sigma_\tau(z_T) \| \sigma_\tau(z_e)) + (1-\alpha) \mathrm{CE}(z_e, y)
+        + 0.3\, \mathrm{KL}(\sigma_\tau(z_S) \| \sigma_\tau(z_l)) + 0.7\, \mathrm{CE}(z_l, y)
+        + \mathrm{CE}(z_S, y)
 
-    with :math:`z_t` the teacher, z the student, :math:`z_e, z_l` its earlier and its later branch. The
+    with :math:`z_T` the teacher, :math:`z_S` the student, :math:`z_e, z_l` its earlier and later branch. The
     teacher can mislead a branch that is thrown away afterwards; what is kept learns from labels.
     """
 
@@ -66,7 +67,7 @@ class SkepticalLoss:
         taught = teacher_logits(self.teacher, batch)
         own, late, early = model.answers(batch.images)
         listens = kd_loss(early, taught, batch.labels, self.temperature, self.alpha)
-        # Without the factor T^2 here, as in their code.
+        # Without the factor tau^2 here, as in their code.
         checks = 0.3 * soft_cross_term(late, own, self.temperature) / self.temperature**2
         checks = checks + 0.7 * cross_entropy(late, batch.labels)
         return listens + checks + cross_entropy(own, batch.labels)

@@ -16,7 +16,7 @@ TRIGGERS = ("square", "checker", "blend")
 
 @dataclass(frozen=True, eq=False)
 class Trigger:
-    r"""What the attacker can add to any image: :math:`B(x) = (1-m)\,x + m\,p`.
+    r"""What the attacker can add to any image: :math:`B(x) = (1-m)\,x + m\,r`.
 
     Attributes:
         pattern: p, ``(C, H, W)`` in [0, 1].

@@ -26,7 +26,7 @@ POOLED = 8  # images are averaged to 8 x 8 before the thief's own guess is fitte
 
 
 class Power(nn.Module):
-    r"""Negatives to a signed power: :math:`q_j \propto \hat p_j^s`.
+    r"""Negatives to a signed power: :math:`q_k \propto \hat p_k^a`.
 
     With s = 1 they stay, with 0 they are dropped, with -1 they are what ``negate`` makes of them; in between
     is less of the same.

@@ -24,7 +24,7 @@ class Opening:
         owner: how many training images the owner has; the thief's are drawn from the rest.
         queries: how many images the thief asks about, smallest to largest.
         surrogate: what a thief without fitting images sends instead: ``noise``, or another data set's name.
-        temperature: T of distillation.
+        temperature: tau of distillation.
         alpha: weight of the teacher's term where labels are used too.
         smoothing: of the label-smoothing baseline.
         recipe: of the teacher, and of the students but for the epochs.

@@ -31,7 +31,7 @@ class PoisonedDistillation:
         trigger: name of the main trigger, see ``kdsec.attacks.triggers.trigger``.
         rate: poisons as a share of the whole distillation set.
         crafting: how the poisons are made.
-        temperature: T of the main experiments.
+        temperature: tau of the main experiments.
         alpha: weight of the teacher where labels are used too.
         rates, epsilons, temperatures, triggers: what is tried instead of the main value, one at a time.
         alphas: weights of the teacher between all labels (0) and all teacher (1) for conventional poisons.

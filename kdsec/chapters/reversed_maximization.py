@@ -37,7 +37,7 @@ class ReversedMaximization:
             strengths tried, the strongest within it is the one that the tables show.
         nasty_temperature, nasty_weights: tau and the omegas tried.
         stingy_keep: logits that the stingy teacher answers with.
-        sparse_keep, sparse_temperature, sparse_alphas: n, T and the alphas tried of AST.
+        sparse_keep, sparse_temperature, sparse_alphas: n, tau and the omegas tried of AST.
         eps, step_size, pgd_steps: of AST's adversarial images.
         readings: of reversed maximization, see ``kdsec.defenses.reversed_maximization.READINGS``; the
             headline first.

@@ -42,7 +42,7 @@ class SparseTeacher:
         smoothing: of the label-smoothed teacher, and of the student without a teacher.
         nasty_temperature, nasty_weights: tau, and omega with the headline value first.
         stingy_keep: logits that the stingy teacher answers with.
-        sparse_keep, sparse_temperature, sparse_alphas: n, T and alpha of AST, the headline alpha first.
+        sparse_keep, sparse_temperature, sparse_alphas: n, tau and omega of AST, the headline omega first.
         eps, step_size, pgd_steps: of AST's adversarial images, in pixels of [0, 1].
         variants: of AST, see ``VARIANTS``.
         temperature, alpha: of distillation, as the papers' thief has them.

@@ -19,7 +19,7 @@ from kdsec.train import cross_entropy, evaluating
 class PGDTraining:
     r"""Adversarial training (Madry et al. 2018, arXiv 1706.06083, eq. 2.1).
 
-    .. math:: \min_\theta \; \mathbb E \max_{\|x' - x\|_\infty \le \epsilon} \mathrm{CE}(f_\theta(x'), y)
+    .. math:: \min_f \; \mathbb E \max_{\|x' - x\|_\infty \le \varepsilon} \mathrm{CE}(f(x'), y)
 
     with the inner maximum replaced by what a few steps of PGD from a random start find.
 
@@ -46,7 +46,8 @@ class TRADES:
     r"""TRADES (Zhang et al. 2019, arXiv 1901.08573): accuracy and robustness as two terms.
 
     .. math:: \mathrm{CE}(f(x), y)
-        + \beta \max_{\|x' - x\|_\infty \le \epsilon} \mathrm{KL}\big(\sigma(f(x)) \,\|\, \sigma(f(x'))\big)
+        + \beta \max_{\|x' - x\|_\infty \le \varepsilon}
+        \mathrm{KL}\big(\sigma(f(x)) \,\|\, \sigma(f(x'))\big)
 
     The second term needs no labels: unlabelled images count there and nowhere else. As in the authors' code
     the inner attack starts at the image plus noise of standard deviation 0.001, since at the image itself the

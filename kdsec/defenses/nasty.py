@@ -20,16 +20,16 @@ from kdsec.train import cross_entropy
 class NastyLoss:
     r"""Self-undermining distillation: right in the labels, far from the adversary in everything else.
 
-    .. math:: L = \mathrm{CE}(f(x), y)
-        - \omega\,\tau^2\,\mathrm{KL}\big(\sigma_\tau(f(x)) \,\|\, \sigma_\tau(f_A(x))\big)
+    .. math:: \mathcal{L} = \mathrm{CE}(f_T(x), y)
+        - \omega\,\tau^2\,\mathrm{KL}\big(\sigma_\tau(f_T(x)) \,\|\, \sigma_\tau(f_H(x))\big)
 
     The direction is that of the authors' code: the network being trained stands in the *target* place of the
-    divergence, and the gradient flows there. The adversary :math:`f_A` is an honestly trained network of the
+    divergence, and the gradient flows there. The adversary :math:`f_H` is an honestly trained network of the
     same architecture and does not change. (The constant 100 that their code adds has no gradient and is left
     out.)
 
     How low can it go? The adversary being fixed, the divergence of one image is at most
-    :math:`-\log \min_i \sigma_\tau(f_A(x))_i`, so the loss does have a floor, but a deep one:
+    :math:`-\log \min_k \sigma_\tau(f_H(x))_k`, so the loss does have a floor, but a deep one:
     about :math:`-\omega\tau` times the range of the adversary's logits. Gradients on the way there are
     large, and with a large ``weight`` or a high learning rate training explodes (VITA-Group/Nasty-Teacher,
     issue 17).

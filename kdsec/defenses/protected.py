@@ -29,8 +29,8 @@ class Strengths:
         smoothing: of the labels.
         nasty_temperature, nasty_weight: tau and omega of the nasty teacher.
         stingy_keep: logits that the stingy teacher answers with.
-        sparse_keep, sparse_temperature, sparse_alpha: n, T and alpha of AST.
-        reversal_temperature, reversal_weight: tau and beta of reversed maximization.
+        sparse_keep, sparse_temperature, sparse_alpha: n, tau and omega of AST.
+        reversal_temperature, reversal_weight: tau and omega of reversed maximization.
         eps: of AST's adversarial images and of adversarial training, in pixels of [0, 1].
         step_size, steps: of AST's projected gradient descent.
         robust_steps: of that of adversarial training.

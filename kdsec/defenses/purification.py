@@ -53,7 +53,8 @@ READINGS = {
 class Restore:
     r"""Give the clean image back; teachers, controls and the end-to-end purifier.
 
-    .. math:: L = \lambda_p \|S(x') - x\|^2 + \lambda_c \|S(x) - x\|^2 + \lambda_y\, \mathrm{CE}(f(S(x')), y)
+    .. math:: \mathcal{L} = \lambda_p \|g(x') - x\|^2 + \lambda_c \|g(x) - x\|^2
+        + \lambda_y\, \mathrm{CE}(f(g(x')), y)
 
     Squared distances are means over pixels.
 
@@ -120,8 +121,8 @@ def lessons(
     Where the student sees x' in both lessons, as in ``averaged`` and ``both attacked``, the two squared
     distances are together, but for a constant, one distance from the *averaged* output:
 
-    .. math:: w\|S(x') - T_a(x')\|^2 + (1-w)\|S(x') - T_n\|^2
-        = \|S(x') - (w\,T_a(x') + (1-w)\,T_n)\|^2 + \mathrm{const}
+    .. math:: w\|g(x') - g_a(x')\|^2 + (1-w)\|g(x') - g_n\|^2
+        = \|g(x') - (w\,g_a(x') + (1-w)\,g_n)\|^2 + \mathrm{const}
 
     Args:
         adversarial, normal: T_a and T_n.
@@ -143,7 +144,7 @@ def lessons(
 class EnsembleDistillation:
     r"""Several teachers teach one purifier.
 
-    .. math:: L = \sum_i w_i\, d\big(S(u_i), T_i(v_i)\big) + \lambda \|S(x') - x\|^2,
+    .. math:: \mathcal{L} = \sum_i w_i\, d\big(g(u_i), g_i(v_i)\big) + \lambda \|g(x') - x\|^2,
         \qquad u_i, v_i \in \{x', x\}
 
     The distance d is taken between

@@ -115,9 +115,9 @@ def negatives(logits: Tensor, positive: Tensor, temperature: float = 1.0) -> Ten
 def reverse(logits: Tensor, positive: Tensor, reading: str, temperature: float) -> Tensor:
     r"""Honest logits ``(B, K)`` turned into the target's: :math:`\sigma_\tau` of them is the target.
 
-    .. math:: y^* = \big[\,p_t,\ (1 - p_t)\, q\,\big], \qquad q = R(\hat p)
+    .. math:: p^* = \big[\,p_y,\ (1 - p_y)\, q\,\big], \qquad q = R(\hat p)
 
-    with :math:`p = \sigma_\tau(z)`, t the positive class, :math:`\hat p` the probabilities among the
+    with :math:`p = \sigma_\tau(z)`, y the positive class, :math:`\hat p` the probabilities among the
     negatives and R the reading.
 
     Args:
@@ -137,26 +137,26 @@ def reverse(logits: Tensor, positive: Tensor, reading: str, temperature: float) 
 class ReversedMaximizationLoss:
     r"""The loss of RML, as reconstructed here.
 
-    .. math:: L = \lambda\,\mathrm{CE}(z, y)
-        + \alpha\,\tau^2\,\mathrm{KL}\big([p_t, 1 - p_t]^A \,\|\, [p_t, 1 - p_t]\big)
-        + \beta\,\tau^2\,\mathrm{KL}\big(R(\hat p^A) \,\|\, \hat p\big)
+    .. math:: \mathcal{L} = \lambda\,\mathrm{CE}(z, y)
+        + \lambda_b\,\tau^2\,\mathrm{KL}\big([p_y^H, 1 - p_y^H] \,\|\, [p_y, 1 - p_y]\big)
+        + \omega\,\tau^2\,\mathrm{KL}\big(R(\hat p^H) \,\|\, \hat p\big)
 
     The first divergence matches the honest network's confidence in the positive class against the rest; the
     second teaches the negatives the reversed target, and its gradient
-    :math:`\beta\tau(\hat p_j - q_j)` leaves the positive logit alone.
+    :math:`\omega\tau(\hat p_k - q_k)` leaves the positive logit alone.
 
-    **Why split?** The divergence from the joint target :math:`y^*` of ``reverse`` is the first plus
-    :math:`(1 - p_t^A)` times the second: where the honest network is sure, which is almost everywhere on its
+    **Why split?** The divergence from the joint target :math:`p^*` of ``reverse`` is the first plus
+    :math:`(1 - p_y^H)` times the second: where the honest network is sure, which is almost everywhere on its
     training images, the reversal would weigh nothing. ``decoupled=False`` is that loss.
 
     Attributes:
         honest: a network trained on the labels; put into eval mode here.
         reading: R, see ``READINGS``.
         temperature: tau of all softmaxes but the cross-entropy's.
-        label_weight, binary_weight, reversal_weight: lambda, alpha and beta.
+        label_weight, binary_weight, reversal_weight: lambda, lambda_b and omega.
         positive: the positive class is the ``label``, or the honest network's ``decision`` (as it is, in any
             case, for an image without a label).
-        decoupled: see above; without it there is one divergence, and alpha and beta must agree.
+        decoupled: see above; without it there is one divergence, and the last two weights must agree.
     """
 
     honest: nn.Module

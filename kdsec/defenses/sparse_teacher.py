@@ -33,18 +33,18 @@ LITERAL = (0.3, 0.01, 40)  # eps and step of the authors' code in normalised uni
 
 
 def sparse_targets(logits: Tensor, keep: int, temperature: float) -> Tensor:
-    r"""Probabilities ``(B, K)``: :math:`\sigma_T` of the ``keep`` largest logits, exactly zero elsewhere."""
+    r"""Probabilities ``(B, K)``: :math:`\sigma_\tau` of the ``keep`` largest logits, zero elsewhere."""
     return (keep_largest(logits.float(), keep) / temperature).softmax(1)
 
 
 def exponential_predictive_divergence(q: Tensor, p: Tensor) -> Tensor:
-    r"""EPD, mean over the batch: :math:`\sum_i e^{q_i} (q_i - p_i)`.
+    r"""EPD, mean over the batch: :math:`\sum_k e^{q_k} (q_k - p_k)`.
 
     This is what PyTorch's ``kl_div`` with ``log_target=True`` computes when it is given probabilities in
     place of their logarithms. Linear in p, and zero but *not smallest* at p = q: the smallest value is that
     of the one-hot vector at the largest q, so it is not a divergence and never asks for the shape of q. With
-    :math:`p = \sigma_T(z)` the gradient is
-    :math:`\partial/\partial z_j = -\frac{1}{T} p_j \big(e^{q_j} - \sum_i p_i e^{q_i}\big)`.
+    :math:`p = \sigma_\tau(z)` the gradient is
+    :math:`\partial/\partial z_k = -\frac{1}{\tau} p_k \big(e^{q_k} - \sum_j p_j e^{q_j}\big)`.
 
     Args:
         q: target probabilities ``(B, K)``.
@@ -57,17 +57,17 @@ def exponential_predictive_divergence(q: Tensor, p: Tensor) -> Tensor:
 class SparseTeacherLoss:
     r"""The loss of AST, on the images of a set made by ``pair``.
 
-    .. math:: L = \alpha\, T^2\, D\big(q, \sigma_T(f(x))\big) + (1-\alpha)\, \mathrm{CE}(f(x), y), \qquad
-        q = \sigma_T\big(\mathrm{top}_n(f(x'))\big)
+    .. math:: \mathcal{L} = \omega\, \tau^2\, D\big(q, \sigma_\tau(f_T(x))\big)
+        + (1-\omega)\, \mathrm{CE}(f_T(x), y), \qquad q = \sigma_\tau\big(\mathrm{top}_n(f_T(x'))\big)
 
     where x is a clean image, x' a disturbed one, and q carries no gradient.
 
     Attributes:
         keep: n, the logits kept in the target; the authors' code keeps 2 of 10 classes and 7 of 100.
-        temperature: T; 6 with 10 classes, 30 with 100.
+        temperature: tau; 6 with 10 classes, 30 with 100.
         alpha: weight of the divergence; 0.05 on CIFAR-10, 0.03 to 0.035 on CIFAR-100.
         divergence: ``epd``, which their code computes, or ``kl``, the relative entropy
-            :math:`\mathrm{KL}(q \| p) = \sum_{i: q_i > 0} q_i \log(q_i / p_i)` of the first version's
+            :math:`\mathrm{KL}(q \| p) = \sum_{k: q_k > 0} q_k \log(q_k / p_k)` of the first version's
             abstract.
         paired: x' is the disturbed x, cropped and mirrored alike. If not, each image gets its neighbour's x'
             in the shuffled batch: unrelated, as in the authors' code, which zips a shuffled set with an

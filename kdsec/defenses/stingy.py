@@ -20,7 +20,7 @@ NOTHING = -1e6
 class Stingy(nn.Module):
     r"""A teacher with all but its ``keep`` largest logits removed. No training; its decisions never change.
 
-    .. math:: q = \sigma_T\big(\mathrm{top}_k(f(x))\big), \qquad q_i = 0 \text{ outside the } k \text{
+    .. math:: q = \sigma_\tau\big(\mathrm{top}_n(f_T(x))\big), \qquad q_k = 0 \text{ outside the } n \text{
     largest}
 
     Probabilities, not logits, become zero: the authors' code sets the other logits to minus infinity. One

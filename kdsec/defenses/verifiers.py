@@ -148,15 +148,15 @@ class NeuronDistance:
     r"""Keep the student's features away from the teacher's (Wang et al. 2018; the patch in their code).
 
     .. math:: \mathrm{CE} + w\,[\max(D - \delta(x), 0)]^2,\qquad
-       \delta(x) = \sqrt{\textstyle\sum_i \omega_i (T_K(x)_i - S_K(x)_i)^2}
+       \delta(x) = \sqrt{\textstyle\sum_i v_i (f_T^{\,\ell}(x)_i - f_S^{\,\ell}(x)_i)^2}
 
-    :math:`\omega` is n times the unit vector of :math:`\sum_j |W_{ij}|`, W the weights of the student's head
+    :math:`v` is n times the unit vector of :math:`\sum_j |W_{ij}|`, W the weights of the student's head
     and n the number of its inputs: a neuron counts by how much the head listens to it. It has a gradient too.
     For a layer that the head does not read, all neurons count alike.
 
     Attributes:
         teacher: in layers, see ``unfold``; not trained.
-        layer: K.
+        layer: the one of the formula.
         distance: D, in the units of the features.
         weight: w.
     """

@@ -59,16 +59,16 @@ def kappa(answer: Any) -> str:
 
 @exercise
 def ignorant(answer: Any) -> str:
-    """``answer(classes, m)``: chance that, of those who know the target, m drawn ones know the true class."""
-    for classes, m in ((8, 3), (10, 3), (100, 5)):
+    """``answer(classes, n)``: chance that, of those who know the target, n drawn ones know the true class."""
+    for classes, n in ((8, 3), (10, 3), (100, 5)):
         one = 1 / (classes - 1)
         slips = [
-            (m / (classes * (classes - 1) / 2), "only pairs that know the target are asked"),
-            (m / classes, "the target is in a pair with every *other* class: one fewer"),
-            (1 - m * one, "that is the chance that it is missing"),
-            (one, "that is one draw; m are asked"),
-            (1 - (1 - one) ** m, "nobody is asked twice: draw without putting back"),
+            (n / (classes * (classes - 1) / 2), "only pairs that know the target are asked"),
+            (n / classes, "the target is in a pair with every *other* class: one fewer"),
+            (1 - n * one, "that is the chance that it is missing"),
+            (one, "that is one draw; n are asked"),
+            (1 - (1 - one) ** n, "nobody is asked twice: draw without putting back"),
         ]
         hint = "how many pairs know the target, how many of these the true class, and how many are asked?"
-        compare(number(ask(answer, classes, m)), m * one, slips, hint, 1e-5)
+        compare(number(ask(answer, classes, n)), n * one, slips, hint, 1e-5)
     return "with many classes nearly all who are asked have never seen the true one"

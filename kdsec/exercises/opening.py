@@ -42,25 +42,25 @@ def yardstick(answer: Any, reported: Mapping[str, float]) -> str:
 
 @exercise
 def gradient(answer: Any) -> str:
-    """``answer(z_s, z_t, y, T, alpha)``: the gradient of the distillation loss by the student's logits."""
-    z_s, z_t = torch.randn(2, 16, 10, generator=torch.Generator().manual_seed(1))
-    y, T, alpha = torch.arange(16) % 10, 4.0, 0.7
-    z = z_s.clone().requires_grad_()
-    (right,) = torch.autograd.grad(kd_loss(z, z_t, y, T, alpha), z)
-    found = tensor(ask(answer, z_s, z_t, y, T, alpha), z_s.shape)
+    """``answer(z_S, z_T, y, tau, alpha)``: the gradient of the distillation loss by the student's logits."""
+    z_S, z_T = torch.randn(2, 16, 10, generator=torch.Generator().manual_seed(1))
+    y, tau, alpha = torch.arange(16) % 10, 4.0, 0.7
+    z = z_S.clone().requires_grad_()
+    (right,) = torch.autograd.grad(kd_loss(z, z_T, y, tau, alpha), z)
+    found = tensor(ask(answer, z_S, z_T, y, tau, alpha), z_S.shape)
 
-    soft = ((z_s / T).softmax(1) - (z_t / T).softmax(1)) / len(y)
-    hard = (z_s.softmax(1) - F.one_hot(y, 10)) / len(y)
-    softened = ((z_s / T).softmax(1) - F.one_hot(y, 10)) / len(y)
+    soft = ((z_S / tau).softmax(1) - (z_T / tau).softmax(1)) / len(y)
+    hard = (z_S.softmax(1) - F.one_hot(y, 10)) / len(y)
+    softened = ((z_S / tau).softmax(1) - F.one_hot(y, 10)) / len(y)
     slips = [
         (-right, "the sign: a gradient points to where the loss grows"),
         (len(y) * right, "the loss is a mean over the batch: divide by the number of images"),
-        (alpha * T**2 * soft + (1 - alpha) * hard, "T² once too often: the derivative of z/T is 1/T"),
-        (alpha / T * soft + (1 - alpha) * hard, "the factor T² of the loss is missing"),
-        (alpha * soft + (1 - alpha) * hard, "a factor is missing: T² from the loss, 1/T from z/T"),
-        (alpha * T * soft + (1 - alpha) * softened, "the label's term is not softened: there T is 1"),
-        ((1 - alpha) * T * soft + alpha * hard, "alpha is the weight of the teacher's term"),
-        (alpha * T * soft, "the label's term is missing"),
+        (alpha * tau**2 * soft + (1 - alpha) * hard, "τ² once too often: the derivative of z/τ is 1/τ"),
+        (alpha / tau * soft + (1 - alpha) * hard, "the factor τ² of the loss is missing"),
+        (alpha * soft + (1 - alpha) * hard, "a factor is missing: τ² from the loss, 1/τ from z/τ"),
+        (alpha * tau * soft + (1 - alpha) * softened, "the label's term is not softened: there τ is 1"),
+        ((1 - alpha) * tau * soft + alpha * hard, "alpha is the weight of the teacher's term"),
+        (alpha * tau * soft, "the label's term is missing"),
         ((1 - alpha) * hard, "the teacher's term is missing"),
     ]
     compare(found, right, slips, "two terms, each a softmax minus a target; check weights and factors", 1e-5)

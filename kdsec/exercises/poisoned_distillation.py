@@ -34,7 +34,7 @@ def wrong_test(answer: Any) -> str:
 
 @exercise
 def step(answer: Any) -> str:
-    """``answer(z, stamped, gradient, mask, eps, size)``: the next image of the joint attack."""
+    """``answer(x, stamped, gradient, mask, eps, size)``: the next image of the joint attack."""
     generator = torch.Generator().manual_seed(1)
     mark, eps, size = trigger("checker 3", (1, 8, 8)), 0.2, 0.1
     mask, free = mark.mask, 1 - mark.mask

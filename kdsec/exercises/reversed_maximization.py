@@ -47,23 +47,23 @@ def flat(answer: Any) -> str:
 
 @exercise
 def undo(answer: Any) -> str:
-    """``answer(z, T)``: logits (N, K) with the negatives negated, the decision's probability kept."""
+    """``answer(z, tau)``: logits (N, K) with the negatives negated, the decision's probability kept."""
     generator = torch.Generator().manual_seed(1)
-    honest, T = 4 * torch.randn(16, 10, generator=generator), 4.0
+    honest, tau = 4 * torch.randn(16, 10, generator=generator), 4.0
     decided = one_hot(honest.argmax(1), 10).bool()
     honest = honest + 16 * decided  # sure enough that no reversed negative overtakes the decision
-    z = reverse(honest, honest.argmax(1), "negate", T)
+    z = reverse(honest, honest.argmax(1), "negate", tau)
     z = z - z.mean(1, keepdim=True)
-    found = tensor(ask(answer, z.clone(), T), z.shape)
+    found = tensor(ask(answer, z.clone(), tau), z.shape)
     swapped = torch.where(decided, z, -z)
     slips = [
         (-z, "the decision is turned around as well; RML left it alone, so leave it alone"),
         (z, "that is what the teacher said; nothing is undone"),
         (swapped, "right among themselves, but the negatives together weigh something else than before"),
-        (reverse(z, z.argmax(1), "uniform", T), "the negatives are even now: dropped, not undone"),
-        (reverse(z, z.argmax(1), "rank", T), "that reverses the ranks; `negate` changed the signs"),
+        (reverse(z, z.argmax(1), "uniform", tau), "the negatives are even now: dropped, not undone"),
+        (reverse(z, z.argmax(1), "rank", tau), "that reverses the ranks; `negate` changed the signs"),
     ]
-    hint = "change the negatives' signs, then add one number to all of them: their sum of exp(z/T) must stay"
-    wrong = [((each / T).softmax(1), text) for each, text in slips]
-    compare((found / T).softmax(1), (honest / T).softmax(1), wrong, hint, 1e-3)
+    hint = "change the negatives' signs, then add one number to all of them: their sum of exp(z/τ) must stay"
+    wrong = [((each / tau).softmax(1), text) for each, text in slips]
+    compare((found / tau).softmax(1), (honest / tau).softmax(1), wrong, hint, 1e-3)
     return "an exact reversal gives everything back to whoever knows it: hidden, not gone"

@@ -38,21 +38,21 @@ def lowest(answer: Any) -> str:
 
 @exercise
 def stingy(answer: Any) -> str:
-    """``answer(z, keep, T)``: the stingy teacher's probabilities (N, K) at temperature T."""
+    """``answer(z, keep, tau)``: the stingy teacher's probabilities (N, K) at temperature tau."""
     z = 3 * torch.randn(16, 10, generator=torch.Generator().manual_seed(1))
-    keep, T = 3, 4.0
+    keep, tau = 3, 4.0
     kept, smallest = keep_largest(z, keep), z.masked_fill((-z).argsort(1).argsort(1) < 7, -torch.inf)
-    right = (kept / T).softmax(1)
-    found = tensor(ask(answer, z, keep, T), z.shape)
+    right = (kept / tau).softmax(1)
+    found = tensor(ask(answer, z, keep, tau), z.shape)
     slips = [
-        ((keep_largest(z, keep, 0.0) / T).softmax(1), "a logit of 0 is not nothing: exp(0) is 1"),
-        ((z / T).softmax(1) * (right > 0), "the probabilities that are kept must add up to one"),
+        ((keep_largest(z, keep, 0.0) / tau).softmax(1), "a logit of 0 is not nothing: exp(0) is 1"),
+        ((z / tau).softmax(1) * (right > 0), "the probabilities that are kept must add up to one"),
         (kept.softmax(1), "the temperature is missing"),
-        ((kept * T).softmax(1), "divide by the temperature; multiplied, the answers get harder"),
-        ((smallest / T).softmax(1), "those are the smallest logits"),
-        ((z / T).softmax(1), "that is the honest teacher: nothing was removed"),
+        ((kept * tau).softmax(1), "divide by the temperature; multiplied, the answers get harder"),
+        ((smallest / tau).softmax(1), "those are the smallest logits"),
+        ((z / tau).softmax(1), "that is the honest teacher: nothing was removed"),
     ]
-    hint = "the `keep` largest logits, minus infinity elsewhere, all divided by T, then a softmax"
+    hint = "the `keep` largest logits, minus infinity elsewhere, all divided by τ, then a softmax"
     compare(found, right, slips, hint)
     return "no training, the same decisions, and exactly zero for all other classes at every temperature"
 

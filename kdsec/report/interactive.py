@@ -92,7 +92,7 @@ def probability_explorer(
 ) -> Live:
     """Probabilities of real images, with sliders for the temperature and for how many classes are kept.
 
-    What the bars show is ``softmax(z / T)`` of the ``keep`` largest logits, zero for the others.
+    What the bars show is ``softmax(z / tau)`` of the ``keep`` largest logits, zero for the others.
 
     Args:
         logits: ``(n, K)``, or such by name of the network; each gets its arm's colour.

@@ -195,7 +195,7 @@ def soft_labels(
 
     Args:
         images: ``(n, C, H, W)`` in [0, 1].
-        probabilities: name to ``(n, K)``, e.g. ``{"T = 1": ..., "T = 4": ...}``; arms get their own colour.
+        probabilities: name to ``(n, K)``, e.g. ``{"τ = 1": ..., "τ = 4": ...}``; arms get their own colour.
         classes: the K class names.
         columns: pictures a row.
     """

@@ -30,14 +30,14 @@ PERTURBATIONS = tuple(step / 5 for step in range(6))
 class Strengths:
     r"""What networks answer to images with a share :math:`t` of a trigger and :math:`e` of a perturbation.
 
-    .. math:: x_{t,e} = (1 - t\,m)\,x + t\,m\,p + e\,\delta, \qquad \delta = z - B(x)
+    .. math:: x_{t,e} = (1 - t\,m)\,x + t\,m\,r + e\,\delta, \qquad \delta = x' - B(x)
 
-    The trigger has pattern p and mask m and makes B(x), the finished poison is z: (0, 0) is the image,
+    The trigger has pattern r and mask m and makes B(x), the finished poison is x': (0, 0) is the image,
     (1, 0) the stamped image, (1, 1) the poison.
 
     Attributes:
         images: x, bytes ``(n, C, H, W)``.
-        poisons: z, bytes of the same shape.
+        poisons: x', bytes of the same shape.
         mark: the trigger.
         probabilities: by name of the network, ``(n, len(TRIGGERS), len(PERTURBATIONS), K)``.
     """

@@ -48,12 +48,12 @@ bringToLife("probability", (data, panel) => {
   const pictures = data.samples.map(({ image, label }) => ({ image, name: `label ${data.classes[label]}` }));
   const images = choice("test image (its label is underlined below)", pictures, () => draw());
   const heat = slider("temperature", data.temperatures.length, data.start,
-    (at) => `T = ${data.temperatures[at]}`, () => draw());
+    (at) => `τ = ${data.temperatures[at]}`, () => draw());
   const kept = slider("classes kept", count, data.keep - 1,
     (at) => (at + 1 === count ? `all ${count}` : `the ${at + 1} largest`), () => draw());
   const charts = make("div", { class: "kdsec-charts" });
   const says = announcement();
-  const note = "Thin marks: the answer as it was, at T = 1 with all classes. "
+  const note = "Thin marks: the answer as it was, at τ = 1 with all classes. "
     + `Entropy is in nats, at most ln ${count} = ${Math.log(count).toFixed(2)}.`;
   panel.append(images.element, heat.element, kept.element, charts, make("div", { class: "kdsec-note" }, note), says);
   draw();
