@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+import shutil
 import types
 
 import pandas as pd
@@ -250,6 +251,18 @@ def test_the_page_has_a_row_and_a_verdict_for_every_claim():
     text = " ".join(reader.text)
     assert all(each.says in text for paper in claims.papers().values() for each in paper.claims)
     assert scoreboard.counts(boards).count("\n- ") >= 1
+
+
+def test_the_page_of_a_chapter_that_nobody_ran(tmp_path):
+    """Every claim has its row all the same, also where no chapter has records at all."""
+    source = records.recorded_folder() / "quick" / "opening"
+    for recorded in (False, True):
+        if recorded:
+            shutil.copytree(source, tmp_path / "quick" / "opening")
+        boards = {profile: claims.scoreboard(profile, folder=tmp_path) for profile in chapters.PROFILES}
+        page = scoreboard.page(boards)
+        assert page.count("<tr id=") == len(boards["quick"])
+        assert ("supported" in page) == recorded and "Nothing is recorded yet at" in page
 
 
 @pytest.mark.parametrize("mean", [-0.3, 0.0, 0.2])

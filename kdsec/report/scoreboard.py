@@ -25,13 +25,12 @@ def read(folder: object = None) -> Boards:
 def page(boards: Boards) -> str:
     """The scoreboard in Markdown: for every chapter a table, a row a claim, a column a profile."""
     # A profile at which nothing was recorded has no column; its name stands under the tables.
-    shown = [name for name in PROFILES if any(each.verdict != NOT_RUN for each in boards[name])]
-    absent = [name for name in PROFILES if name not in shown]
-    rows = list(zip(*(boards[name] for name in shown), strict=True))
+    absent = [name for name in PROFILES if all(each.verdict == NOT_RUN for each in boards[name])]
+    rows = list(zip(*(boards[name] for name in PROFILES), strict=True))
     parts = []
     for name, paper in claims.papers().items():
         mine = [row for row in rows if row[0].claim.chapter == name]
-        parts.append(_section(name, paper, shown, mine))
+        parts.append(_section(name, paper, mine))
     if absent:
         parts.append(f"Nothing is recorded yet at: {', '.join(absent)}.")
     return "\n".join(parts)
@@ -48,12 +47,10 @@ def counts(boards: Boards) -> str:
     return "\n".join(lines)
 
 
-def _section(
-    chapter: str, paper: claims.Paper, profiles: Sequence[str], rows: Sequence[Sequence[Judgement]]
-) -> str:
+def _section(chapter: str, paper: claims.Paper, rows: Sequence[Sequence[Judgement]]) -> str:
     notes = "\n".join(f"- {note}" for note in paper.deviations)
-    have = [name for index, name in enumerate(profiles) if any(row[index].difference for row in rows)]
-    columns = [index for index, name in enumerate(profiles) if name in have]
+    columns = [place for place in range(len(PROFILES)) if any(row[place].difference for row in rows)]
+    have = [PROFILES[place] for place in columns]
     names = ["claim, and where it is made", *have, "overall"]
     heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     body = "\n".join(_row(row, columns) for row in rows)
@@ -79,7 +76,7 @@ What we changed:
 def _row(judgements: Sequence[Judgement], columns: Sequence[int]) -> str:
     claim = judgements[0].claim
     chosen = [judgements[index] for index in columns]
-    scale = _scale(chosen)
+    scale = _scale(claim, chosen)
     cells = "".join(f"<td>{_cell(each, scale)}</td>" for each in chosen)
     total = claims.overall(each.verdict for each in chosen)
     return (
@@ -102,9 +99,9 @@ def _badge(verdict: str) -> str:
     return f'<span class="verdict {kind}"><span aria-hidden="true">{MARKS[verdict]}</span> {verdict}</span>'
 
 
-def _scale(judgements: Sequence[Judgement]) -> float:
+def _scale(claim: claims.Claim, judgements: Sequence[Judgement]) -> float:
     """The largest number that a row of pictures must show, so that they can be compared with each other."""
-    numbers = [abs(judgements[0].claim.least)]
+    numbers = [abs(claim.least)]
     for gap in (each.difference for each in judgements):
         if gap is not None:
             numbers += [abs(gap.mean), *(abs(end) for end in (gap.low, gap.high) if math.isfinite(end))]
