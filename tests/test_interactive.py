@@ -23,7 +23,7 @@ from kdsec.defenses.stingy import Stingy, keep_largest
 from kdsec.errors import KdsecError
 from kdsec.report import interactive, plots
 from kdsec.report.interactive import Grid, Live, hover_heatmap, probability_explorer
-from kdsec.report.trigger_explorer import PERTURBATIONS, TRIGGERS, Strengths, ask, mixed, trigger_explorer
+from kdsec.report.trigger_explorer import PERTURBATIONS, TRIGGERS, Mixtures, ask, mixed, trigger_explorer
 from tests import browser
 
 CLASSES = [f"class <{k}>" for k in range(10)]
@@ -65,7 +65,7 @@ def poisoned() -> tuple[Tensor, Tensor]:
     return images, to_bytes((to_float(mark.stamp(images)) + noise).clamp(0, 1))
 
 
-def asked() -> Strengths:
+def asked() -> Mixtures:
     return ask({"teacher": network(), "F attack": network()}, *poisoned(), trigger("checker 3", (3, 8, 8)))
 
 

@@ -27,7 +27,7 @@ PERTURBATIONS = tuple(step / 5 for step in range(6))
 
 
 @dataclass(frozen=True, eq=False)
-class Strengths:
+class Mixtures:
     r"""What networks answer to images with a share :math:`t` of a trigger and :math:`e` of a perturbation.
 
     .. math:: x_{t,e} = (1 - t\,m)\,x + t\,m\,r + e\,\delta, \qquad \delta = x' - B(x)
@@ -55,7 +55,7 @@ def mixed(images: Tensor, poisons: Tensor, mark: Trigger, opacity: float, streng
     return to_bytes((faint.stamp(to_float(images)) + strength * change).clamp(0, 1))
 
 
-def ask(models: Mapping[str, nn.Module], images: Tensor, poisons: Tensor, mark: Trigger) -> Strengths:
+def ask(models: Mapping[str, nn.Module], images: Tensor, poisons: Tensor, mark: Trigger) -> Mixtures:
     """Ask every network about every image at every pair of strengths.
 
     Raises:
@@ -74,11 +74,11 @@ def ask(models: Mapping[str, nn.Module], images: Tensor, poisons: Tensor, mark: 
         name: predict(model, flat).softmax(1).unflatten(0, shown.shape[:3]).movedim(2, 0).cpu()
         for name, model in models.items()
     }
-    return Strengths(images, poisons, mark, answers)
+    return Mixtures(images, poisons, mark, answers)
 
 
 def trigger_explorer(
-    asked: Strengths, labels: Tensor, target: int, classes: Sequence[str], *, still: Figure
+    asked: Mixtures, labels: Tensor, target: int, classes: Sequence[str], *, still: Figure
 ) -> Live:
     """Images with sliders for trigger and perturbation, and what each network says of them.
 
