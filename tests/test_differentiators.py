@@ -72,11 +72,13 @@ def test_removing_silent_channels_changes_no_output(name):
     silence(net, gone)
     kept = [torch.tensor([i for i in range(link.channels) if i not in gone]) for link in links(net)]
     smaller = keep_channels(net, kept).eval()
-    images = torch.rand(5, *NETS[name])
+    images = torch.rand(5, *NETS[name], generator=torch.Generator().manual_seed(0))
     assert torch.allclose(smaller(images), net(images), atol=1e-5)
-    # Loud channels do matter: the test above would pass for a network that ignores its channels.
+    # Loud channels do matter: the test above would pass for a network that ignores its channels. Half of
+    # them, since two may happen to be dead.
     loud = unfold(models.build(name, 4, NETS[name], seed=0)).eval()
-    assert not torch.allclose(keep_channels(loud, kept).eval()(images), loud(images), atol=1e-5)
+    half = [torch.arange(link.channels // 2) for link in links(loud)]
+    assert not torch.allclose(keep_channels(loud, half).eval()(images), loud(images), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["digits-cnn", "cnn", "resnet8"])
