@@ -37,7 +37,7 @@ class Inversion:
     The student is not part of it: whoever has the images distils as if they were real.
 
     Attributes:
-        batches, batch_size: how many images, all classes equally often within a batch.
+        batches, batch_size: how many images, all classes as often as they fit into a batch.
         steps: of Adam on a batch.
         lr: its rate, on pixels before the sigmoid that keeps them in [0, 1].
         statistics_weight, class_weight: the two w.

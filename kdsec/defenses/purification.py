@@ -15,8 +15,8 @@ every arm is one of two losses, with an attack from ``kdsec.defenses.disturbance
 ======================  ============================================================
 adversarial teacher     ``Restore(OnClassifier(f, eps))``: x' back to x
 normal teacher          ``Restore(Unchanged())``: x back to x
-the paper's student     ``EnsembleDistillation(lessons(T_a, T_n), OnClassifier(f, eps))``
-student of one teacher  ``EnsembleDistillation((Lesson(T_a),), OnClassifier(f, eps))``
+the paper's student     ``EnsembleDistillation(lessons(g_a, g_n), OnClassifier(f, eps))``
+student of one teacher  ``EnsembleDistillation((Lesson(g_a),), OnClassifier(f, eps))``
 student of none         ``Restore(OnClassifier(f, eps))``, on a network of the student's size
 plain denoiser          ``Restore(Noise(0.1))``
 end-to-end purifier     ``Restore(EndToEnd(f, eps), f, labels=1)``
@@ -125,7 +125,7 @@ def lessons(
         = \|g(x') - (w\,g_a(x') + (1-w)\,g_n)\|^2 + \mathrm{const}
 
     Args:
-        adversarial, normal: T_a and T_n.
+        adversarial, normal: g_a and g_n.
         reading: see ``READINGS``.
         weight: w of the adversarial teacher, in (0, 1); the normal one has the rest.
 
