@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from kdsec.report import plots, quote, records
+from kdsec.report import plots, records, tables
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZE = (1200, 630)  # pixels, what most sites crop a preview to
@@ -57,7 +57,7 @@ def _recorded(folder: Any) -> Any:
         rows = rows[(rows["metric"] == "accuracy") & rows["arm"].isin(ARMS) & rows["setting"].isin(THREATS)]
         means = 100 * rows.groupby(["arm", "setting"])["value"].mean().unstack()
         if means.shape == (len(ARMS), len(THREATS)) and means.notna().all(axis=None):
-            means.attrs["dataset"] = quote.in_print(rows["dataset"].iloc[0])
+            means.attrs["dataset"] = tables.in_print(rows["dataset"].iloc[0])
             means.attrs["seeds"] = rows["seed"].nunique()
             return means
     return None

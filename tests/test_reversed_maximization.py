@@ -107,6 +107,15 @@ def test_twice_reversed_is_the_original(log_p, reading):
     assert torch.allclose((twice / TAU).log_softmax(1), (logits / TAU).log_softmax(1), atol=1e-5)
 
 
+def test_rank_cannot_tell_apart_what_it_gave_two_equal_probabilities():
+    """The last two tie, so the first two come to tie, and nothing is left of which was larger."""
+    log_p = torch.tensor([[0.4, 0.3, 0.15, 0.15]]).log()
+    once = reverse_negatives(log_p, "rank")
+    assert once[0, 0] == once[0, 1]
+    twice = reverse_negatives(once, "rank")
+    assert not torch.allclose(twice, log_p) and torch.equal(twice.sort(1).values, log_p.sort(1).values)
+
+
 @pytest.mark.parametrize("classes", [3, 10, 100, 200])
 def test_complement_turns_differences_around_and_contracts_them(classes):
     """Gaps become -1 / (K - 2) of what they were, and what entropy is left to gain is bounded."""

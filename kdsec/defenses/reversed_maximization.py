@@ -39,8 +39,8 @@ POSITIVES = ("label", "decision")
 def reverse_negatives(log_p: Tensor, reading: str) -> Tensor:
     """Log-probabilities among the negatives ``(B, n)``, reversed; same shape, each row a distribution.
 
-    ``rank`` and ``negate`` undo themselves. ``complement`` turns the order around too, but leaves differences
-    n - 1 times smaller.
+    ``negate`` undoes itself, and so does ``rank`` where no two probabilities are equal. ``complement`` turns
+    the order around too, but leaves differences n - 1 times smaller.
 
     Args:
         log_p: float; each row's exponentials sum to one.

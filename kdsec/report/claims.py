@@ -224,15 +224,6 @@ def overall(verdicts: Iterable[str]) -> str:
     return NOT_RUN if not decided else decided.pop() if len(decided) == 1 else MIXED
 
 
-def verdicts(frame: pd.DataFrame, chapter: str, profile: str, settings: Any = None) -> str:
-    """For a chapter's page, in Markdown: a row a claim; see ``Judgement.row``."""
-    import pandas as pd
-
-    return summary.markdown(
-        pd.DataFrame([each.row() for each in judge_all(frame, chapter, profile, settings)])
-    )
-
-
 def _fill(text: str, settings: Any) -> str:
     """Put the profile's settings where the text has a name, or a name and a place, in braces."""
 

@@ -14,7 +14,6 @@ that a page which nobody builds (the README) can be brought up to date in place.
 from __future__ import annotations
 
 import dataclasses
-import html
 import importlib
 import inspect
 import re
@@ -23,13 +22,11 @@ from typing import Any
 
 from kdsec.chapters import CHAPTERS, PROFILES
 from kdsec.errors import KdsecError, choose
-from kdsec.report import claims, records
-from kdsec.report.claims import NOT_RUN, Judgement
-from kdsec.report.scoreboard import MARKS, Boards
+from kdsec.report import records, tables
+from kdsec.report.claims import Judgement
+from kdsec.report.scoreboard import Boards
 
 MARK = re.compile(r"<!-- (\w+) ([^:>]+?)(?:: ([^>]*?))? -->(?:(?:(?!<!--).)*<!-- end -->)?", re.DOTALL)
-DATASETS = {"digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "gtsrb": "GTSRB"}
-DATASETS |= {"fashion-mnist": "Fashion-MNIST"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +57,10 @@ class Source:
     def claims(self, chapter: str, names: Sequence[str]) -> str:
         """A table, a row a claim; a profile at which none of these claims was run has no column."""
         rows = [self.judged(chapter, name) for name in names]
-        columns = [place for place in range(len(PROFILES)) if any(row[place].difference for row in rows)]
-        if not columns:
+        table = tables.side_by_side(rows, f"claim, as chapter {CHAPTERS[chapter].number} tests it")
+        if table is None:
             return "Nothing is recorded yet."
-        return (_markdown if self.plain else _html)(rows, columns)
+        return table.markdown if self.plain else table.html
 
     def times(self, chapter: str, names: Sequence[str]) -> str:
         """``19 times on digits``: the ratio of the means over seeds, at every profile where both are."""
@@ -74,7 +71,7 @@ class Source:
             rows = rows[rows["metric"] == metric]
             means = [rows.loc[rows["arm"] == arm, "value"].mean() for arm in arms]
             if all(mean == mean for mean in means):  # neither is missing
-                where = in_print(rows["dataset"].iloc[0])
+                where = tables.in_print(rows["dataset"].iloc[0])
                 parts.append(f"{means[0] / means[1]:.2g} times on {where}")
         return _listed(parts) or "nothing recorded yet"
 
@@ -134,60 +131,6 @@ def fill(text: str, source: Source, *, keep: bool = False) -> str:
 def minutes(run: dict[str, Any]) -> float:
     """How long a recorded run took; what a cache saved is counted, since it was not free."""
     return float(max(run["seconds"], run.get("training", {}).get("seconds", 0))) / 60
-
-
-def _markdown(rows: Sequence[Sequence[Judgement]], columns: Sequence[int]) -> str:
-    lines = [
-        [_claimed(rows), *(", ".join(_scale(rows, place)) for place in columns)],
-        ["---"] * (1 + len(columns)),
-    ]
-    lines += [[row[0].claim.says, *(_plain_cell(row[place]) for place in columns)] for row in rows]
-    return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _html(rows: Sequence[Sequence[Judgement]], columns: Sequence[int]) -> str:
-    scales = [_scale(rows, place) for place in columns]
-    heads = [_claimed(rows), *(f'{profile}<span class="made">{where}</span>' for profile, where in scales)]
-    head = "".join(f'<th scope="col">{each}</th>' for each in heads)
-    body = "".join(_row(row, columns) for row in rows)
-    table = f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="quoted">{table}</div>'
-
-
-def _claimed(rows: Sequence[Sequence[Judgement]]) -> str:
-    return f"claim, as chapter {CHAPTERS[rows[0][0].claim.chapter].number} tests it"
-
-
-def _scale(rows: Sequence[Sequence[Judgement]], place: int) -> tuple[str, str]:
-    """What stands above a column: the profile; data set and seeds."""
-    run = next(row[place] for row in rows if row[place].difference)
-    return run.profile, f"{in_print(run.dataset)}, {run.difference.seeds if run.difference else 0} seeds"
-
-
-def _row(row: Sequence[Judgement], columns: Sequence[int]) -> str:
-    claim = row[0].claim
-    unit = "" if claim.unit == claims.POINTS else f" ({claim.unit})"
-    made = "" if claim.made == "ours" else f'<span class="made">{html.escape(claim.made)}</span>'
-    first = f"{html.escape(claim.says + unit)} {made}"
-    return f"<tr><td>{first}</td>{''.join(f'<td>{_cell(row[place])}</td>' for place in columns)}</tr>"
-
-
-def _cell(judgement: Judgement) -> str:
-    if judgement.difference is None:
-        return f'<span class="verdict not-yet-run">{MARKS[NOT_RUN]}</span>'
-    kind = judgement.verdict.replace(" ", "-")
-    mark = f'<span class="verdict {kind}" title="{judgement.verdict}">{MARKS[judgement.verdict]}</span>'
-    return f'{mark} {judgement.text("mean")} <span class="made">{judgement.text("interval")}</span>'
-
-
-def _plain_cell(judgement: Judgement) -> str:
-    words = [MARKS[judgement.verdict], judgement.text("mean")]
-    return " ".join([*words, f"({judgement.text('interval')})"] if judgement.difference else words)
-
-
-def in_print(datasets: str) -> str:
-    """Names of data sets, in any text, as one writes them: ``cifar100 to gtsrb`` is CIFAR-100 to GTSRB."""
-    return re.sub(r"[\w-]+", lambda name: DATASETS.get(name[0], name[0]), datasets)
 
 
 def _listed(parts: Sequence[str]) -> str:

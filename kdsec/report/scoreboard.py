@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from kdsec.chapters import CHAPTERS, PROFILES
 from kdsec.report import claims
-from kdsec.report.claims import MIXED, NOT_RUN, Judgement
+from kdsec.report.claims import NOT_RUN, Judgement
+from kdsec.report.tables import MARKS, badge, cell
 
 WIDTH, HEIGHT = 92, 16  # pixels of the small picture
-MARKS = {"supported": "✓", "not supported": "✗", "undecided": "?", MIXED: "±", NOT_RUN: "·"}
-
 
 Boards = Mapping[str, Sequence[Judgement]]
 
@@ -77,26 +76,22 @@ def _row(judgements: Sequence[Judgement], columns: Sequence[int]) -> str:
     claim = judgements[0].claim
     chosen = [judgements[index] for index in columns]
     scale = _scale(claim, chosen)
-    cells = "".join(f"<td>{_cell(each, scale)}</td>" for each in chosen)
-    total = claims.overall(each.verdict for each in chosen)
+    cells = "".join(cell(each, _cell(each, scale)) for each in chosen)
+    total = badge(claims.overall(each.verdict for each in chosen))
     return (
         f'<tr id="{claim.chapter}-{claim.id}"><td>{html.escape(claim.says)}'
-        f'<span class="made">{html.escape(claim.made)}</span></td>{cells}<td>{_badge(total)}</td></tr>'
+        f'<span class="made">{html.escape(claim.made)}</span></td>{cells}'
+        f'<td data-profile="overall">{total}</td></tr>'
     )
 
 
 def _cell(judgement: Judgement, scale: float) -> str:
     if judgement.difference is None:
-        return _badge(NOT_RUN)
+        return badge(NOT_RUN)
     unit = judgement.claim.unit
     words = f"{judgement.text('mean')} {unit}, 95 % interval {judgement.text('interval')}"
     words += f"; {judgement.difference.seeds} seeds, {judgement.dataset}"
-    return f"{_badge(judgement.verdict)}{sparkline(judgement, scale, words)}"
-
-
-def _badge(verdict: str) -> str:
-    kind = verdict.replace(" ", "-")
-    return f'<span class="verdict {kind}"><span aria-hidden="true">{MARKS[verdict]}</span> {verdict}</span>'
+    return f"{badge(judgement.verdict)}{sparkline(judgement, scale, words)}"
 
 
 def _scale(claim: claims.Claim, judgements: Sequence[Judgement]) -> float:
