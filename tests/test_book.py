@@ -7,6 +7,7 @@ real one in ``_build/html`` (or wherever KDSEC_BOOK says) if it has been built.
 from __future__ import annotations
 
 import base64
+import functools
 import importlib.util
 import io
 import os
@@ -22,7 +23,9 @@ import nbformat
 import pytest
 import yaml
 
+from kdsec import chapters
 from kdsec.chapters import CHAPTERS
+from kdsec.report import records, tables
 from kdsec.report.interactive import STILL
 from kdsec.report.records import Records
 from tests import browser
@@ -73,6 +76,17 @@ def _figure() -> nbformat.NotebookNode:
     return nbformat.v4.new_output("display_data", data)
 
 
+@functools.cache
+def _verdicts() -> dict[str, str]:
+    """What the verdict of a chapter shows: the recorded claims, enough of them for a table that is sorted."""
+    names = chapters.profiles("opening")
+    recorded = {
+        name: (chapters.settings("opening", name), records.recorded("opening", name)) for name in names
+    }
+    some = {name: (settings, rows) for name, (settings, rows) in recorded.items() if len(rows)}
+    return {"text/html": tables.verdicts("opening", some).html}
+
+
 def notebook(
     title: str,
     *outputs: nbformat.NotebookNode,
@@ -91,6 +105,7 @@ def notebook(
         v4.new_code_cell("secret_parameter = 2", metadata={"tags": ["injected-parameters"]}),
         v4.new_code_cell("print('wide ' * 80)", outputs=[v4.new_output("stream", text="wide " * 80 + "\n")]),
         v4.new_code_cell("frame", outputs=[v4.new_output("display_data", {"text/html": table})]),
+        v4.new_code_cell("verdicts", outputs=[v4.new_output("display_data", _verdicts())]),
         v4.new_code_cell("draw()", outputs=list(outputs) or [_figure()]),
     ]
     code[-1].metadata["mystnb"] = {"image": {"alt": alt}, "figure": {"caption": caption}}
@@ -251,6 +266,60 @@ def test_nothing_overflows_on_a_phone(site: Site) -> None:
         )
         assert width <= 360, path
         assert wide == [], path
+        _close(page)
+
+
+@pytest.mark.browser
+def test_figures_are_large_enough_on_a_phone(site: Site) -> None:
+    seen = 0
+    for path in site.pages():
+        page, _ = site.open(path, viewport={"width": 360, "height": 740})
+        sizes = page.evaluate(
+            """() => [...document.querySelectorAll('.bd-article :is(.cell_output figure > img, .kdsec-still)')]
+                .filter(i => i.checkVisibility()).map(i => [i.naturalWidth, i.clientWidth])"""
+        )
+        assert all(shown >= min(540, natural) for natural, shown in sizes), (path, sizes)
+        seen += len(sizes)
+        _close(page)
+    assert seen > 0
+
+
+SHOWN = """() => [...document.querySelector('.quoted tbody').rows]
+    .map(row => [row.cells[0].innerText, Number(row.cells[1].dataset.value)])"""
+
+
+@pytest.mark.browser
+def test_a_long_table_is_sorted_by_a_click_and_by_the_keyboard(site: Site) -> None:
+    page, trouble = site.open("notebooks/01-opening.html")
+    before = page.evaluate(SHOWN)
+    head = page.locator(".quoted").first.locator("th").nth(1)
+    head.locator("button").click()
+    up = page.evaluate(SHOWN)
+    assert head.get_attribute("aria-sort") == "ascending"
+    page.keyboard.press("Enter")
+    down = page.evaluate(SHOWN)
+    assert head.get_attribute("aria-sort") == "descending"
+    assert sorted(up) == sorted(down) == sorted(before) != up
+    values = [value for _, value in up]
+    assert values == sorted(values) == [value for _, value in down][::-1] and len(set(values)) > 8
+    page.keyboard.press("Enter")
+    assert page.evaluate(SHOWN) == before and head.get_attribute("aria-sort") is None
+    assert trouble.notes == []
+    _close(page)
+
+
+@pytest.mark.browser
+def test_a_phone_shows_every_verdict_without_scrolling_sideways(site: Site) -> None:
+    for path in site.pages():
+        page, _ = site.open(path, viewport={"width": 360, "height": 740})
+        cells = page.evaluate(
+            """() => [...document.querySelectorAll('[data-profile]')].map(cell => {
+                const box = cell.getBoundingClientRect(), over = cell.scrollWidth - cell.clientWidth;
+                return [box.left, box.right, over, getComputedStyle(cell, '::before').content]; })"""
+        )
+        assert all(0 <= left < right <= 360 and over <= 0 for left, right, over, _ in cells), path
+        assert cells or not path.startswith("notebooks/")
+        assert all(len(label.strip('"')) > 4 for *_, label in cells)  # which profile it is
         _close(page)
 
 
