@@ -1,4 +1,4 @@
-"""Tests draw without a screen, compute with one thread, and share one browser.
+"""Tests draw without a screen, compute with one thread, begin with a seed, and share one browser.
 
 The first in this process only: the notebooks' kernels keep their inline backend. The second in the kernels
 too: two workers run side by side, and where two threads of each meet on two cores, small nets run ten times
@@ -16,10 +16,23 @@ from typing import Any
 
 import matplotlib
 import pytest
+import torch
 
+from kdsec import data
 from tests import browser
 
 matplotlib.use("agg")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Whatever a test or its fixtures draw at random is the same in every run, alone or among others."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits() -> data.Splits:
+    return data.load("digits")
 
 
 @pytest.fixture(scope="session")

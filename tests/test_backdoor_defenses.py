@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from kdsec import data, models
+from kdsec import models
 from kdsec.attacks import backdoor
 from kdsec.attacks.poisoning import implant
 from kdsec.attacks.triggers import trigger
@@ -18,11 +18,6 @@ from kdsec.train import Recipe, cross_entropy, evaluate, fit, predict
 SHAPE, TARGET = (1, 8, 8), 3
 RECIPE = Recipe(epochs=20, batch_size=64, lr=0.1, augment=Augment(crop=1), precision="float32")
 MARK = trigger("checker 3", SHAPE)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
 
 
 @pytest.fixture(scope="module")

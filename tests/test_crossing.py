@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from kdsec import chapters, data, models
+from kdsec import chapters
 from kdsec.attacks.stealing import THIEVES, Job, Thief, try_thieves
 from kdsec.chapters.crossing import PROFILES
 from kdsec.defenses.protected import PROTECTED, Strengths, Workshop
@@ -15,6 +15,7 @@ from kdsec.defenses.stingy import Stingy
 from kdsec.distill import KD
 from kdsec.errors import KdsecError
 from kdsec.train import Recipe, evaluate, fit, predict
+from tests.small import build
 
 QUICK = PROFILES["quick"]
 RECIPE = Recipe(epochs=6, batch_size=64, lr=0.1, precision="float32")
@@ -52,16 +53,6 @@ def test_students_take_as_many_steps_on_few_images_as_on_many():
     for images in (128, 506, 2_000):
         recipe = QUICK.student_recipe(images)
         assert recipe.epochs * (images // 64) == pytest.approx(QUICK.student_steps, rel=0.25)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
-def build(digits):
-    mean, std = digits.train.mean_std()
-    return models.build("digits-small", 10, (1, 8, 8), mean=mean, std=std, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from kdsec.data import Augment, ImageSet
 from kdsec.distill import soft_cross_term
 from kdsec.errors import KdsecError
 from kdsec.fingerprint import fingerprint
-from kdsec.train import Recipe, evaluate, fit
+from kdsec.train import evaluate
+from tests.small import build, trained
 
 SHAPE = (1, 8, 8)
 SMALL = {"batch_size": 16, "latent": 8, "width": 8}
@@ -27,21 +28,8 @@ SHORT = {
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
-def build(digits, name="digits-small", seed=0, classes=10):
-    mean, std = digits.train.mean_std()
-    return models.build(name, classes, SHAPE, mean=mean, std=std, seed=seed)
-
-
-@pytest.fixture(scope="module")
 def teacher(digits):
-    model = build(digits, "digits-cnn")
-    fit(model, digits.train, Recipe(epochs=6, batch_size=64, lr=0.1, precision="float32"))
-    model.zero_grad()
-    return model
+    return trained(digits)
 
 
 # The generator

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdsec import data, models
+from kdsec import models
 from kdsec.attacks.evasion import distance
 from kdsec.data import Augment, Batch, ImageSet, Loader
 from kdsec.defenses.nasty import NastyLoss
@@ -27,11 +27,6 @@ from kdsec.train import Recipe, cross_entropy, evaluate, fit, predict
 from tests.test_train import net, stripes
 
 RECIPE = Recipe(epochs=6, batch_size=64, lr=0.1, precision="float32")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdsec import data, models
+from kdsec import models
 from kdsec.attacks import evasion
 from kdsec.attacks.evasion import distance, fgsm, pgd
 from kdsec.attacks.library import library
@@ -11,11 +11,6 @@ from kdsec.errors import KdsecError
 from kdsec.train import Recipe, fit, predict
 
 RECIPE = Recipe(epochs=6, batch_size=64, lr=0.1, precision="float32")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdsec import data, models
+from kdsec import models
 from kdsec.attacks.fast_datafree import Statistics
 from kdsec.attacks.inversion import Inversion
 from kdsec.data import UNLABELLED, Augment, ImageSet
@@ -14,6 +14,7 @@ from kdsec.distill import KD
 from kdsec.errors import KdsecError
 from kdsec.fingerprint import fingerprint
 from kdsec.train import Recipe, evaluate, fit, predict
+from tests.small import build, trained
 
 SHAPE = (1, 8, 8)
 SHORT = Inversion(batches=2, batch_size=40, steps=5, jitter=1)
@@ -21,21 +22,8 @@ LONG = Inversion(batches=2, batch_size=250, steps=80, lr=0.2, jitter=0)
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
-def build(digits, name="digits-small", seed=0):
-    mean, std = digits.train.mean_std()
-    return models.build(name, 10, SHAPE, mean=mean, std=std, seed=seed)
-
-
-@pytest.fixture(scope="module")
 def teacher(digits):
-    model = build(digits, "digits-cnn")
-    fit(model, digits.train, Recipe(epochs=6, batch_size=64, lr=0.1, precision="float32"))
-    model.zero_grad()
-    return model
+    return trained(digits)
 
 
 @pytest.fixture(scope="module")

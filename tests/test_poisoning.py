@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdsec import chapters, data, models
+from kdsec import chapters, models
 from kdsec.attacks import backdoor, crafting, poisoning
 from kdsec.attacks.crafting import Crafting, craft
 from kdsec.attacks.poisoning import distillation, implant, poison, random_signs
@@ -23,11 +23,6 @@ RECIPE = Recipe(epochs=20, batch_size=64, lr=0.1, augment=Augment(crop=1), preci
 TARGET = 3
 HOW = Crafting(eps=76 / 255, step_size=19 / 255, confidence=0.9, stop_early=True)
 MARK = trigger("checker 3", SHAPE)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
 
 
 @pytest.fixture(scope="module")

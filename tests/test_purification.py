@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdsec import data, models
+from kdsec import models
 from kdsec.attacks.evasion import distance, pgd
 from kdsec.attacks.masking import answers, beyond_noise
 from kdsec.attacks.whitebox import strongest, worst_case
@@ -34,11 +34,6 @@ PURIFIER = Recipe(
     precision="float32",
 )
 SHORT = Recipe(epochs=1, batch_size=64, optimizer="adam", lr=1e-3, weight_decay=0.0, precision="float32")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdsec import data, models
 from kdsec.data import UNLABELLED, Batch
 from kdsec.defenses.reversed_maximization import (
     READINGS,
@@ -22,6 +21,7 @@ from kdsec.distill import DecoupledKD, decoupled_terms, soft_cross_term
 from kdsec.errors import KdsecError
 from kdsec.fingerprint import fingerprint
 from kdsec.train import Recipe, cross_entropy, evaluate, fit, predict
+from tests.small import build
 
 RECIPE = Recipe(epochs=6, batch_size=64, lr=0.1, precision="float32")
 TARGETS = [name for name in READINGS if name != "away"]
@@ -46,16 +46,6 @@ def draw(seed, rows=16, classes=10, scale=5.0):
 @pytest.fixture
 def log_p():
     return draw(0, classes=9, scale=1.5).log_softmax(1)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
-def build(digits, name="digits-small", seed=0):
-    mean, std = digits.train.mean_std()
-    return models.build(name, 10, (1, 8, 8), mean=mean, std=std, seed=seed)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdsec import data, models
+from kdsec import models
 from kdsec.attacks import stealing
 from kdsec.attacks.skeptical import Branched, SkepticalLoss
 from kdsec.attacks.stealing import THIEVES, Theft, best_thief, sweep, try_thieves, with_decisions
@@ -27,14 +27,10 @@ from kdsec.distill import KD, HardLabels
 from kdsec.errors import KdsecError
 from kdsec.fingerprint import fingerprint
 from kdsec.train import Recipe, evaluate, fit, predict
+from tests.small import build
 
 RECIPE = Recipe(epochs=6, batch_size=64, lr=0.1, precision="float32")
 SHORT = Recipe(epochs=1, batch_size=64, lr=0.05, precision="float32")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +38,6 @@ def teacher(digits):
     model = build(digits, "digits-cnn")
     fit(model, digits.train, RECIPE)
     return model
-
-
-def build(digits, name="digits-small", seed=0):
-    mean, std = digits.train.mean_std()
-    return models.build(name, 10, (1, 8, 8), mean=mean, std=std, seed=seed)
 
 
 def few_labels(images, count=100):

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdsec import data, models
 from kdsec.attacks.stealing import THIEVES, powers
 from kdsec.attacks.unreversal import (
     class_means_negated,
@@ -21,6 +20,7 @@ from kdsec.defenses.stingy import Stingy
 from kdsec.errors import KdsecError
 from kdsec.fingerprint import fingerprint
 from kdsec.train import Recipe, evaluate, fit, predict
+from tests.small import build
 
 TAU = 4.0
 RECIPE = Recipe(epochs=6, batch_size=64, lr=0.1, precision="float32")
@@ -41,16 +41,6 @@ class Reversed(nn.Module):
     def forward(self, images):
         logits = self.teacher(images)
         return reverse(logits, logits.argmax(1), self.reading, TAU)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
-def build(digits, name="digits-small", seed=0):
-    mean, std = digits.train.mean_std()
-    return models.build(name, 10, (1, 8, 8), mean=mean, std=std, seed=seed)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdsec import data, models
+from kdsec import models
 from kdsec.attacks import whitebox
 from kdsec.attacks.ascent import margin
 from kdsec.attacks.evasion import distance, fgsm, pgd
@@ -18,11 +18,6 @@ from kdsec.errors import KdsecError
 from kdsec.train import Recipe, evaluating, fit, predict
 
 RECIPE = Recipe(epochs=6, batch_size=64, lr=0.1, precision="float32")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
 
 
 @pytest.fixture(scope="module")
