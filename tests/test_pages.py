@@ -222,7 +222,7 @@ def test_a_mark_that_asks_for_nothing_is_named(mark: str, message: str, recorded
 def test_the_readme_says_what_the_records_say(recorded: quote.Source) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert sync.with_numbers(text, recorded.boards) == text, "run python book/sync.py README.md"
-    assert text.count("<!-- end -->") == 4
+    assert text.count("<!-- end -->") == 5
     wrong = text.replace("| ✓", "| ✗", 1)
     assert wrong != text and sync.with_numbers(wrong, recorded.boards) == text
 
