@@ -22,16 +22,13 @@ DATASETS |= {"fashion-mnist": "Fashion-MNIST"}
 
 @dataclass(frozen=True)
 class Table:
-    """A table that a notebook shows in HTML where it can, and else in Markdown."""
+    """A table in HTML for a notebook's page, and in Markdown for a terminal or a text."""
 
     html: str
     markdown: str
 
     def _repr_html_(self) -> str:
         return self.html
-
-    def _repr_markdown_(self) -> str:
-        return self.markdown
 
     def __repr__(self) -> str:
         return self.markdown
