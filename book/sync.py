@@ -58,7 +58,10 @@ def with_first_cell(notebook: Any) -> Any:
 
 
 def text_only(notebook: Any) -> Any:
-    """A copy of an executed ``notebook`` without pictures, widgets, warnings or traces of the run."""
+    """A copy of an executed ``notebook`` without pictures, widgets, warnings or traces of the run.
+
+    Prints that follow each other are one output: how a kernel cuts them up is chance.
+    """
     notebook = copy.deepcopy(notebook)
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
@@ -72,8 +75,20 @@ def text_only(notebook: Any) -> Any:
             for output in outputs:
                 if "data" in output:
                     output.data = _texts(output.data)
-            cell.outputs = outputs
+            cell.outputs = _joined(outputs)
     return notebook
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """The outputs of a cell, with neighbouring streams of one name as one."""
+    joined: list[Any] = []
+    for output in outputs:
+        before = joined[-1] if joined else {}
+        if output.output_type == "stream" and before.get("name") == output.name:
+            before["text"] += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _texts(data: Any) -> dict[str, Any]:

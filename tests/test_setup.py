@@ -170,10 +170,11 @@ def _stored() -> Any:
     )
     table = v4.new_output("display_data", {"text/html": "<b>table</b>", "text/plain": "table"})
     warning = v4.new_output("stream", name="stderr", text="warning")
+    prints = [v4.new_output("stream", name="stdout", text=text) for text in ("one\n", "two\n")]
     cells = [
         v4.new_markdown_cell("# Title"),
         v4.new_code_cell("profile = 'quick'", metadata={"tags": ["parameters"], "papermill": {"x": 1}}),
-        v4.new_code_cell("draw()", outputs=[figure, table, warning]),
+        v4.new_code_cell("draw()", outputs=[figure, *prints, table, warning]),
     ]
     notebook = sync.with_first_cell(v4.new_notebook(cells=cells, metadata={"papermill": {"duration": 3}}))
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -188,6 +189,8 @@ def test_stored_form_keeps_text_and_drops_the_rest() -> None:
     assert "<Figure>" in text and "a line" in text and '"parameters"' in text and "<b>table</b>" in text
     for gone in ("iVBOR", "made live", "papermill", "stderr"):
         assert gone not in text
+    printed = [out.text for out in stored.cells[-1].outputs if out.output_type == "stream"]
+    assert printed == ["one\ntwo\n"]  # however the kernel cut it up
     nbformat.validate(stored)
     assert sync.faults(stored) == []
 
