@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from kdsec.chapters import CHAPTERS, Chapter
 from kdsec.errors import KdsecError, choose
 from kdsec.files import beside
+from kdsec.report import plots
 from kdsec.report.records import recorded
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -178,6 +179,7 @@ def main() -> int:
     parser.add_argument("--format", choices=FORMATS, default="png")
     arguments = parser.parse_args()
     mpl.use("agg")
+    plots.use_style()  # the notebooks' own call of it makes nothing that a figure asks for
     # Figures of a live run are shown as they stand in memory; nothing interactive, and nothing on a screen.
     plt.show = lambda: None
     try:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DPI = 110
+
 # Okabe and Ito's palette: told apart with any of the common kinds of colour blindness.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
     "#000000",
@@ -87,8 +89,8 @@ def use_style() -> None:
     sns.set_theme(context="notebook", style="ticks", font="DejaVu Sans")
     mpl.rcParams.update(
         {
-            "figure.dpi": 110,
-            "savefig.dpi": 110,
+            "figure.dpi": DPI,
+            "savefig.dpi": DPI,
             "figure.figsize": (7.0, 3.6),
             "figure.constrained_layout.use": True,
             "axes.spines.top": False,
