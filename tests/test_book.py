@@ -251,37 +251,59 @@ def test_search_finds_a_word(site: Site) -> None:
     _close(page)
 
 
-@pytest.mark.browser
-def test_nothing_overflows_on_a_phone(site: Site) -> None:
+# The same on a phone. What is looked at before the folded parts are opened must be seen as a reader finds it.
+LOOK_ON_PHONE = """() => ({
+    figures: [...document.querySelectorAll('.cell_output figure > img, .kdsec-still')]
+        .filter(i => i.checkVisibility()).map(i => [i.naturalWidth, i.clientWidth]),
+    cells: [...document.querySelectorAll('[data-profile]')].map(cell => {
+        const box = cell.getBoundingClientRect(), over = cell.scrollWidth - cell.clientWidth;
+        return [box.left, box.right, over, getComputedStyle(cell, '::before').content]; }) })"""
+LOOK_AT_WIDTH = """() => ({
+    width: document.documentElement.scrollWidth,
+    wide: [...document.querySelectorAll('.bd-article *')].filter(e => {
+        for (let up = e; up && !up.matches('.bd-article'); up = up.parentElement)
+            if (up !== e && getComputedStyle(up).overflowX !== 'visible') return false;
+        return e.getBoundingClientRect().right > 361; }).map(e => e.outerHTML.slice(0, 90)) })"""
+
+
+@pytest.fixture(scope="session")
+def phone_visits(site: Site) -> dict[str, dict[str, Any]]:
+    """What was found on every page of the site, 360 pixels wide."""
+    found = {}
     for path in site.pages():
         page, _ = site.open(path, viewport={"width": 360, "height": 740})
+        found[path] = page.evaluate(LOOK_ON_PHONE)
         for button in page.locator(".bd-article :is(details > summary, button.toggle-button)").all():
             button.click()
-        width, wide = page.evaluate(
-            """() => [document.documentElement.scrollWidth,
-                [...document.querySelectorAll('.bd-article *')].filter(e => {
-                    for (let up = e; up && !up.matches('.bd-article'); up = up.parentElement)
-                        if (up !== e && getComputedStyle(up).overflowX !== 'visible') return false;
-                    return e.getBoundingClientRect().right > 361; }).map(e => e.outerHTML.slice(0, 90))]"""
-        )
-        assert width <= 360, path
-        assert wide == [], path
+        found[path] |= page.evaluate(LOOK_AT_WIDTH)
         _close(page)
+    return found
 
 
 @pytest.mark.browser
-def test_figures_are_large_enough_on_a_phone(site: Site) -> None:
-    seen = 0
-    for path in site.pages():
-        page, _ = site.open(path, viewport={"width": 360, "height": 740})
-        sizes = page.evaluate(
-            """() => [...document.querySelectorAll('.cell_output figure > img, .kdsec-still')]
-                .filter(i => i.checkVisibility()).map(i => [i.naturalWidth, i.clientWidth])"""
-        )
+def test_nothing_overflows_on_a_phone(phone_visits: dict[str, dict[str, Any]]) -> None:
+    for path, found in phone_visits.items():
+        assert found["width"] <= 360, path
+        assert found["wide"] == [], path
+
+
+@pytest.mark.browser
+def test_figures_are_large_enough_on_a_phone(phone_visits: dict[str, dict[str, Any]]) -> None:
+    for path, found in phone_visits.items():
+        sizes = found["figures"]
         assert all(shown >= min(540, natural) for natural, shown in sizes), (path, sizes)
-        seen += len(sizes)
-        _close(page)
-    assert seen > 0
+    assert sum(len(found["figures"]) for found in phone_visits.values()) > 0
+
+
+@pytest.mark.browser
+def test_a_phone_shows_every_verdict_without_scrolling_sideways(
+    phone_visits: dict[str, dict[str, Any]],
+) -> None:
+    for path, found in phone_visits.items():
+        cells = found["cells"]
+        assert all(0 <= left < right <= 360 and over <= 0 for left, right, over, _ in cells), path
+        assert cells or not path.startswith("notebooks/")
+        assert all(len(label.strip('"')) > 4 for *_, label in cells)  # which profile it is
 
 
 SHOWN = """() => [...document.querySelector('.quoted tbody').rows]
@@ -306,21 +328,6 @@ def test_a_long_table_is_sorted_by_a_click_and_by_the_keyboard(site: Site) -> No
     assert page.evaluate(SHOWN) == before and head.get_attribute("aria-sort") is None
     assert trouble.notes == []
     _close(page)
-
-
-@pytest.mark.browser
-def test_a_phone_shows_every_verdict_without_scrolling_sideways(site: Site) -> None:
-    for path in site.pages():
-        page, _ = site.open(path, viewport={"width": 360, "height": 740})
-        cells = page.evaluate(
-            """() => [...document.querySelectorAll('[data-profile]')].map(cell => {
-                const box = cell.getBoundingClientRect(), over = cell.scrollWidth - cell.clientWidth;
-                return [box.left, box.right, over, getComputedStyle(cell, '::before').content]; })"""
-        )
-        assert all(0 <= left < right <= 360 and over <= 0 for left, right, over, _ in cells), path
-        assert cells or not path.startswith("notebooks/")
-        assert all(len(label.strip('"')) > 4 for *_, label in cells)  # which profile it is
-        _close(page)
 
 
 @pytest.mark.browser

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from kdsec.chapters import CHAPTERS, PROFILES
 from kdsec.report import claims
 from kdsec.report.claims import NOT_RUN, Judgement
-from kdsec.report.tables import MARKS, badge, cell
+from kdsec.report.tables import MARKS, badge, cell, recorded
 
 WIDTH, HEIGHT = 92, 16  # pixels of the small picture
 
@@ -48,7 +48,7 @@ def counts(boards: Boards) -> str:
 
 def _section(chapter: str, paper: claims.Paper, rows: Sequence[Sequence[Judgement]]) -> str:
     notes = "\n".join(f"- {note}" for note in paper.deviations)
-    columns = [place for place in range(len(PROFILES)) if any(row[place].difference for row in rows)]
+    columns = recorded(rows)
     have = [PROFILES[place] for place in columns]
     names = ["claim, and where it is made", *have, "overall"]
     heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)

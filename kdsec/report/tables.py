@@ -61,12 +61,17 @@ def side_by_side(rows: Sequence[Sequence[Judgement]], heading: str, *, words: bo
         heading: of the first column.
         words: verdicts in words, for readers who have not met the marks yet.
     """
-    columns = [place for place in range(len(rows[0])) if any(row[place].difference for row in rows)]
+    columns = recorded(rows)
     if not columns:
         return None
     heads = [_scale(rows, place) for place in columns]
     chosen = [[row[place] for place in columns] for row in rows]
     return Table(_html(chosen, heading, heads, words), _markdown(chosen, heading, heads, words))
+
+
+def recorded(rows: Sequence[Sequence[Judgement]]) -> list[int]:
+    """The profiles, by their place in a row, at which any of the claims was run."""
+    return [place for place in range(len(rows[0])) if any(row[place].difference for row in rows)]
 
 
 def badge(verdict: str, *, word: bool = True) -> str:
