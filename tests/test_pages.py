@@ -227,6 +227,20 @@ def test_the_readme_says_what_the_records_say(recorded: quote.Source) -> None:
     assert wrong != text and sync.with_numbers(wrong, recorded.boards) == text
 
 
+def test_what_the_short_schedule_costs_is_what_was_recorded() -> None:
+    (found,) = json.loads((ROOT / "results" / "schedules.json").read_text())["results"]
+    means = [sum(found[f"{name}_accuracy"]) / len(found[f"{name}_accuracy"]) for name in ("fast", "full")]
+    mean, low, high = (100 * each for each in found["difference"])
+    page = " ".join(PAGES["how-to-run"].split())
+    for shown in (
+        f"{found['images']:,} images of CIFAR-10 ends at {100 * means[0]:.1f} % test accuracy",
+        f"instead of {100 * means[1]:.1f} %, a mean difference of {-mean:.1f} points",
+        f"from {-low:.1f} below to {high:.1f} above",
+    ):
+        assert shown in page
+    assert len(found["full_accuracy"]) == 3 and round(found["ratio"]) == 4  # "three seeds", "a quarter"
+
+
 # What a link to the book shows
 
 
