@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import pandas as pd
-import torch
 
 from kdsec import chapters, data, models
 from kdsec.chapters.sparse_teacher import SparseTeacher
 from kdsec.data import Splits
+from kdsec.data.imageset import stratified_index
 from kdsec.errors import KdsecError
 from kdsec.report import summary
 from kdsec.run import resolve_device
@@ -30,7 +30,8 @@ def measure(*, rounds: int, net: str, images: int, settings: SparseTeacher | Non
         settings: of the chapter; its *paper* profile if not given.
 
     Raises:
-        KdsecError: unknown network, the data set is not here, or the settings have one schedule only.
+        KdsecError: unknown network, more images than there are, the data set is not here, or the settings
+            have one schedule only.
     """
     device = resolve_device("auto")
     settings = settings or chapters.settings("sparse-teacher", "paper")
@@ -61,8 +62,7 @@ def measure(*, rounds: int, net: str, images: int, settings: SparseTeacher | Non
 
 def _train(parts: Splits, net: str, images: int, recipe: Recipe, seed: int) -> float:
     """Test accuracy after ``recipe``, at its last epoch."""
-    order = torch.randperm(len(parts.train), generator=torch.Generator().manual_seed(seed))
-    owner = parts.train.subset(order[:images])
+    owner = parts.train.subset(stratified_index(parts.train.labels, images, seed))
     mean, std = owner.mean_std()
     model = models.build(net, owner.num_classes, owner.shape, mean=mean, std=std, seed=seed)
     fit(model.to(owner.images.device), owner, recipe, seed=seed)

@@ -163,7 +163,7 @@ class Cache:
         again.
 
         Args:
-            label: readable part of the file name.
+            label: readable part of the file name; an entry made under another one serves as well.
             key: everything the result depends on; must have a fingerprint.
             device: where the tensors go; its type is part of the key, as the last bits depend on it.
             make: called when there is no usable entry.
@@ -171,7 +171,8 @@ class Cache:
         recipe = fingerprint([key, device.type, torch.__version__, source_fingerprint(*TRAINING_CODE)])
         path = self.folder / f"{label}-{recipe}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # the empty lock file stays: removing it would race
+        with FileLock(self.folder / f"{recipe}.lock"):  # the empty lock file stays: removing it would race
+            path = next(self.folder.glob(f"*-{recipe}.safetensors"), path)
             if not self.fresh and path.exists():
                 try:
                     tensors, notes = load_checkpoint(path, recipe)

@@ -131,6 +131,8 @@ def test_schedules_are_compared_on_the_same_images_and_seeds(capsys, monkeypatch
     monkeypatch.setattr("benchmarks.__main__._measure", lambda *_: found)
     assert main(["--only", "schedules"]) == 0
     assert "accuracy of the papers' schedule" in capsys.readouterr().out
+    with pytest.raises(KdsecError, match=r"cannot draw 5000 of \d+ images"):
+        measure(rounds=1, net="digits-small", images=5000)
 
 
 @pytest.mark.slow

@@ -81,6 +81,15 @@ def test_same_arguments_are_trained_once(tmp_path):
     assert not second.training
 
 
+def test_an_entry_serves_whoever_asks_for_the_same_under_another_label(tmp_path):
+    cache = Cache(tmp_path)
+    first = cache.fit(net(), stripes(), RECIPE, label="negate")
+    second = cache.fit(net(), stripes(), RECIPE, label="decoupled")
+    assert (cache.misses, cache.hits) == (1, 1)
+    images = stripes().float_images()
+    assert torch.equal(predict(first, images), predict(second, images))
+
+
 def test_whatever_matters_makes_another_entry(tmp_path):
     cache = Cache(tmp_path)
     teachers = net(seed=1).eval(), net(seed=2).eval()

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import platform
 import signal
 import subprocess
 import sys
@@ -448,6 +449,35 @@ def test_the_kernel_sees_the_users_folders_and_its_share_of_cores(tmp_path, monk
     assert seen["KDSEC_DATA"] == str(tmp_path / "sets") and "MPLBACKEND" not in seen
     assert seen["OMP_NUM_THREADS"] == "3" and seen["MKL_NUM_THREADS"] == "7"
     assert seen["KDSEC_RECIPE"] == "feed" and seen["KDSEC_FRESH"] == "1"
+
+
+REUSE = """
+import resource, torch
+torch.set_num_threads(1)
+images = torch.rand(2**18)  # a megabyte
+def step():
+    kept = [images.relu() for _ in range(8)]
+for _ in range(10): step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10): step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
+def test_memory_of_one_step_serves_the_next(tmp_path, monkeypatch):
+    """With the values that glibc starts from, the eight megabytes come anew from the system in every step."""
+    at_first = {"MALLOC_TRIM_THRESHOLD_": str(2**17), "MALLOC_MMAP_THRESHOLD_": str(2**17)}
+    for name in at_first:
+        monkeypatch.delenv(name, raising=False)
+    here = pathlib.Path(tmp_path)
+    job = Job("opening", "quick", 0, "cpu", {}, here, here, here, "feed")
+    command = [sys.executable, "-c", REUSE]
+    before, now = (
+        float(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
+        for env in (os.environ | at_first, launch._environment(job, 1, fresh=True))
+    )
+    assert now < 3 < 30 < before
 
 
 def test_who_asks_for_one_thread_gets_one(tmp_path, monkeypatch):
