@@ -153,7 +153,7 @@ PROFILES = {
         validation=0.15,
         owner=512,
         theft=506,
-        teacher="digits-cnn",
+        teacher="digits-medium",
         student="digits-small",
         smoothing=0.1,
         # Three of 180 images.

@@ -44,6 +44,7 @@ class _Net(NamedTuple):
 
 _NETS = {
     "digits-cnn": _Net(partial(digits_cnn, widths=(32, 64, 64)), 4),
+    "digits-medium": _Net(partial(digits_cnn, widths=(16, 32, 32)), 4),
     "digits-small": _Net(partial(digits_cnn, widths=(4, 8, 8)), 4),
     "digits-mlp": _Net(digits_mlp, 1),
     "cnn": _Net(cnn, 8),
