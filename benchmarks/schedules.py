@@ -11,7 +11,6 @@ import pandas as pd
 from kdsec import chapters, data, models
 from kdsec.chapters.sparse_teacher import SparseTeacher
 from kdsec.data import Splits
-from kdsec.data.imageset import stratified_index
 from kdsec.errors import KdsecError
 from kdsec.report import summary
 from kdsec.run import resolve_device
@@ -62,7 +61,7 @@ def measure(*, rounds: int, net: str, images: int, settings: SparseTeacher | Non
 
 def _train(parts: Splits, net: str, images: int, recipe: Recipe, seed: int) -> float:
     """Test accuracy after ``recipe``, at its last epoch."""
-    owner = parts.train.subset(stratified_index(parts.train.labels, images, seed))
+    owner = parts.train.stratified(images, seed)
     mean, std = owner.mean_std()
     model = models.build(net, owner.num_classes, owner.shape, mean=mean, std=std, seed=seed)
     fit(model.to(owner.images.device), owner, recipe, seed=seed)

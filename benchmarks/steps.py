@@ -6,17 +6,18 @@ import dataclasses
 import functools
 import itertools
 import statistics
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import textbook
 from kdsec import models
 from kdsec.data import Augment, Batch, ImageSet
 from kdsec.distill import KD
+from kdsec.run import resolve_device
 from kdsec.train import CrossEntropy, Loss, Recipe, autocast_dtype, fit
 
 NET = "resnet20"
@@ -25,6 +26,7 @@ NET = "resnet20"
 WARM_UP = 6
 WORKERS = (0, 1, 2)
 RECIPE = Recipe(epochs=1, lr=0.1, augment=Augment(crop=4, flip=True))
+SIDE = 4096  # of the matrices whose product shows what the hardware can do; a quarter of it on a CPU
 
 
 def measure(*, distil: bool, rounds: int, steps: int, batch: int) -> dict[str, Any]:
@@ -36,25 +38,53 @@ def measure(*, distil: bool, rounds: int, steps: int, batch: int) -> dict[str, A
         steps: timed steps of a turn.
         batch: images a step.
     """
-    data = random_images((WARM_UP + steps + 1) * batch)
+    device = resolve_device("auto")
+    data = random_images((WARM_UP + steps + 1) * batch).to(device)
     ours = functools.partial(kdsec_block, data, distil, batch)
     theirs = {workers: functools.partial(textbook_block, data, distil, batch, workers) for workers in WORKERS}
     ours()  # the first block in a process also pays for loading code
     tried = {workers: block() for workers, block in theirs.items()}
     best = min(tried, key=lambda workers: tried[workers])
     turns = [(ours(), theirs[best]()) for _ in range(rounds)]
+    seconds = statistics.median(kdsec for kdsec, _ in turns)
+    dtype = autocast_dtype(RECIPE.precision, device) or torch.float32
+    reached, possible = step_flops(data, distil, batch) / seconds, product_flops(device, dtype)
     return {
         "ratio": statistics.median(textbook / kdsec for kdsec, textbook in turns),
-        "kdsec_images_per_second": batch / statistics.median(kdsec for kdsec, _ in turns),
+        "kdsec_images_per_second": batch / seconds,
         "textbook_images_per_second": batch / statistics.median(textbook for _, textbook in turns),
         "ratios": [textbook / kdsec for kdsec, textbook in turns],
         "textbook_workers": best,
         "textbook_images_per_second_by_workers": {n: batch / seconds for n, seconds in tried.items()},
-        "precision": str(autocast_dtype(RECIPE.precision, torch.device("cpu")) or torch.float32)[6:],
+        "flops_per_second": reached,
+        "flops_per_second_of_a_product": possible,
+        "utilisation": reached / possible,
+        "precision": str(dtype)[6:],
         "net": NET,
         "batch": batch,
         "steps": steps,
     }
+
+
+def step_flops(data: ImageSet, distil: bool, batch: int) -> int:
+    """Floating-point operations of one step: all convolutions and matrix products, two a multiplication."""
+    student, loss = pair(data, distil)
+    images = data.float_images()[:batch]
+    with FlopCounterMode(display=False) as counter:
+        loss(student, Batch(images, data.labels[:batch], torch.arange(batch))).backward()
+    return counter.get_total_flops()
+
+
+def product_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a product of two large matrices, the best of ten."""
+    side = SIDE if device.type == "cuda" else SIDE // 4
+    first, second = torch.randn(2, side, side, device=device).to(dtype)
+    seconds = []
+    for _ in range(10):
+        began = textbook.clock(device)
+        first @ second
+        seconds.append(textbook.clock(device) - began)
+    return 2 * side**3 / min(seconds)
 
 
 def random_images(count: int) -> ImageSet:
@@ -73,18 +103,25 @@ class Clocked:
     started: list[float] = field(default_factory=list)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        self.started.append(time.perf_counter())
+        self.started.append(textbook.clock(batch.images.device))
         return self.loss(model, batch)
 
 
 def kdsec_block(data: ImageSet, distil: bool, batch: int) -> float:
     """Seconds a step of ``kdsec.train.fit``, as the chapters call it."""
+    student, loss = pair(data, distil)
+    clocked = Clocked(loss)
+    fit(student, data, dataclasses.replace(RECIPE, batch_size=batch), clocked)
+    return per_step(clocked.started)
+
+
+def pair(data: ImageSet, distil: bool) -> tuple[nn.Module, Loss]:
+    """A student, and what it learns by: the labels, or a teacher as ``fit`` leaves a trained one."""
     mean, std = data.mean_std()
     build = functools.partial(models.build, NET, data.num_classes, data.shape, mean=mean, std=std)
-    teacher = build(seed=1).to(memory_format=torch.channels_last).eval()  # as ``fit`` leaves a trained one
-    clocked = Clocked(KD(teacher) if distil else CrossEntropy())
-    fit(build(seed=0), data, dataclasses.replace(RECIPE, batch_size=batch), clocked)
-    return per_step(clocked.started)
+    device = data.images.device
+    teacher = build(seed=1).to(device).to(memory_format=torch.channels_last).eval()
+    return build(seed=0).to(device), KD(teacher) if distil else CrossEntropy()
 
 
 def textbook_block(data: ImageSet, distil: bool, batch: int, workers: int) -> float:
@@ -93,7 +130,8 @@ def textbook_block(data: ImageSet, distil: bool, batch: int, workers: int) -> fl
     student, teacher = (models.build(NET, data.num_classes, data.shape, seed=seed) for seed in (0, 1))
     for net in (student, teacher):
         net.normalize = nn.Identity()
-    pixels = data.images.permute(0, 2, 3, 1).contiguous().numpy()
+        net.to(data.images.device)
+    pixels = data.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     loader = textbook.batches(textbook.Cifar(pixels, data.labels.tolist(), mean, std), batch, workers)
     started = textbook.train(
         student,

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import attacks, processes, schedules, steps, textbook
+from benchmarks import attacks, processes, schedules, steps, textbook, together
 from benchmarks.__main__ import ASKED_FOR, ROUNDS, main
-from kdsec import chapters
+from kdsec import chapters, models
 from kdsec.attacks.similarity import ms_ssim
 from kdsec.chapters import CHAPTERS
 from kdsec.distill import kd_loss
@@ -59,12 +59,13 @@ def test_the_table_names_every_ratio(capsys, monkeypatch):
             "baseline": "a loop",
         },
         "growth": {"worst": "images", "times": 4},
+        "together": {"over_one_by_one": {"cnn": {"processes": 1.9, "stacked": 0.3}}, "students": 4},
         "import": {"kdsec_seconds": 1.2, "torch_seconds": 1.0},
         "quick_book": {"seconds": 20.0, "allowed_seconds": 60.0},
     }
     known["kd_step"] = known["training_step"]
     known |= dict.fromkeys(("adversarial_step", "datafree_step", "mimicry"), known["pgd"])
-    common = {"ratio": 2.25, "precision": "bfloat16", "textbook_workers": 1}
+    common = {"ratio": 2.25, "precision": "bfloat16", "textbook_workers": 1, "utilisation": 0.25}
     common |= {"unit": "images", "baseline": "a loop"}
     monkeypatch.setattr("benchmarks.__main__._measure", lambda name, _: {**known[name], **common})
     assert main([]) == 0
@@ -73,7 +74,8 @@ def test_the_table_names_every_ratio(capsys, monkeypatch):
     asked = [name for name in ROUNDS if name not in ASKED_FOR]
     assert [line.split()[:2] for line in lines] == [[name, "2.25"] for name in asked]
     for text in (
-        "900 to 400 images/s (bfloat16, baseline with 1 workers)",
+        "900 to 400 images/s (bfloat16, baseline with 1 workers; 25% of a matrix product's FLOP/s)",
+        "4 students: cnn 1.90 and 0.30",
         "2.10 s to 2.00 s for the passes",
         "1.20 s to 1.00 s",
         "seconds of 4 times as many images to 4 times",
@@ -98,6 +100,49 @@ def test_figures_are_whole_and_fit_their_ratio(capsys, monkeypatch):
         assert set(tried) == {"0", "1", "2"}
         assert max(tried, key=tried.__getitem__) == str(result["textbook_workers"])  # at its best
         assert (result["net"], result["batch"], result["steps"]) == ("resnet20", 2, 1)
+        assert result["utilisation"] == result["flops_per_second"] / result["flops_per_second_of_a_product"]
+        assert 0 < result["utilisation"] < 1
+
+
+def test_a_step_costs_what_the_layers_add_up_to():
+    """Forward once, backward twice but for the first layer's input, and the teacher's forward on top."""
+    data = steps.random_images(4)
+    net, once = models.build(steps.NET, 10, (3, 32, 32), seed=0), []
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            # Every weight is multiplied, and the product added, for every image and pixel of the output.
+            layer.register_forward_hook(
+                lambda layer, _, out: once.append(2 * layer.weight.numel() * len(out) * out[0, 0].numel())
+            )
+    net(data.float_images())
+    total, first = sum(once), once[0]
+    assert steps.step_flops(data, False, 4) == 3 * total - first
+    assert steps.step_flops(data, True, 4) == 4 * total - first
+
+
+def test_stacked_students_learn_what_each_learns_alone():
+    images, labels = together.batch_of("digits-small")
+    step = together.stacked_step(together.students("digits-small", 3))
+    stacked = torch.stack([step(images, labels) for _ in range(4)])
+    for column, net in zip(stacked.T, together.students("digits-small", 3), strict=True):
+        optimizer = together.sgd(net.parameters())
+        for wanted in column:
+            loss = torch.nn.functional.cross_entropy(net(images), labels)
+            assert loss.item() == pytest.approx(wanted.item(), rel=1e-3)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert stacked[-1].max() < stacked[0].min()
+
+
+@pytest.mark.slow
+def test_students_at_once_are_compared_with_students_one_by_one(capsys):
+    assert main(["--only", "together", "--rounds", "1", "--steps", "2", "--format", "json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["results"]
+    gains = found["over_one_by_one"]
+    assert set(gains) == set(together.SETTINGS)
+    assert found["ratio"] == min(each["processes"] / each["stacked"] for each in gains.values())
+    assert all(each["start_up_seconds"] > 0 for each in gains.values())
 
 
 def test_schedules_are_compared_on_the_same_images_and_seeds(capsys, monkeypatch):

@@ -19,7 +19,7 @@ class Normalize(nn.Module):
     """The first layer of every net: ``(images - mean) / std``, channel by channel.
 
     Because it is part of the model, whoever attacks the model works in pixels: an ``eps`` of 8/255
-        means 8/255 of the range of a pixel, whatever the data set's mean and standard deviation.
+    means 8/255 of the range of a pixel, whatever the data set's mean and standard deviation.
 
     Args:
         channels: number of image channels, C.

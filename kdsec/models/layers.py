@@ -1,7 +1,7 @@
 """The few building blocks the nets are made of.
 
 No ReLU works in place: ``Classifier.features`` hands out stage outputs, and attacks hook layers, so
-    a tensor that somebody holds must never change under them.
+a tensor that somebody holds must never change under them.
 """
 
 from __future__ import annotations
