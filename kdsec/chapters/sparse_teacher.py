@@ -49,7 +49,7 @@ class SparseTeacher:
         temperatures, alphas: of the heat map.
         thieves: who tries to steal without labels, from ``kdsec.attacks.stealing.THIEVES``.
         recipe: of the teachers, and of the students but for the epochs; the papers' own where there is one.
-        fast: a shorter recipe for the same accuracy.
+        fast: a shorter recipe; ``book/how-to-run.md`` says what it costs.
         schedule: ``full`` trains by ``recipe``, ``fast`` by ``fast``.
         student_steps: training steps of every student, however many images it has.
     """
