@@ -20,6 +20,12 @@ from kdsec.report.provenance import repository
 
 STOP_SECONDS = 10.0
 FOLDERS = ("KDSEC_DATA", "KDSEC_CACHE")
+# Memory that a step frees is kept for the next one. To fetch every page anew from the system, as glibc does
+# with blocks of a megabyte, takes a tenth of a quick chapter's time on a virtual machine.
+KEEP_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**31),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the largest that glibc takes
+}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -181,10 +187,8 @@ def _environment(job: Job, threads: int, fresh: bool) -> dict[str, str]:
         environment.setdefault(name, wanted)
     # Idle threads spin briefly, then sleep: on a busy machine small steps are otherwise ten times slower.
     environment.setdefault("GOMP_SPINCOUNT", "20000")
-    # Memory that a step frees is kept for the next one. To fetch every page anew from the system, as glibc
-    # does with blocks of a megabyte, takes a tenth of a quick chapter's time on a virtual machine.
-    environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31))
-    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))  # the largest that glibc takes
+    for name, value in KEEP_MEMORY.items():
+        environment.setdefault(name, value)
     if root := repository():  # a checkout that is not installed: the kernel must find the same kdsec
         known = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = str(root) + (os.pathsep + known if known else "")

@@ -50,7 +50,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
 def test_memory_of_one_step_serves_the_next(tmp_path, monkeypatch):
     """With the values that glibc starts from, the eight megabytes come anew from the system in every step."""
     at_first = {"MALLOC_TRIM_THRESHOLD_": str(2**17), "MALLOC_MMAP_THRESHOLD_": str(2**17)}
-    for name in at_first:
+    for name in launch.KEEP_MEMORY:
         monkeypatch.delenv(name, raising=False)
     command = [sys.executable, "-c", REUSE]
     before, now = (
