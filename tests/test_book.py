@@ -306,6 +306,23 @@ def test_a_phone_shows_every_verdict_without_scrolling_sideways(
         assert all(len(label.strip('"')) > 4 for *_, label in cells)  # which profile it is
 
 
+TABLE_WIDTHS = """() => [...document.querySelectorAll(':is(.scoreboard, .quoted) table')]
+    .map(table => [table.offsetWidth, table.parentElement.clientWidth])"""
+
+
+@pytest.mark.browser
+def test_a_desk_shows_every_verdict_without_scrolling_sideways(site: Site) -> None:
+    """1,280 pixels, of which the columns at both sides leave the least for the text."""
+    seen = 0
+    for path in site.pages():
+        page, _ = site.open(path, viewport={"width": 1280, "height": 900})
+        widths = page.evaluate(TABLE_WIDTHS)
+        assert all(table <= room for table, room in widths), (path, widths)
+        seen += len(widths)
+        _close(page)
+    assert seen > 0
+
+
 SHOWN = """() => [...document.querySelector('.quoted tbody').rows]
     .map(row => [row.cells[0].innerText, Number(row.cells[1].dataset.value)])"""
 
