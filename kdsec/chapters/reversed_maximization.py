@@ -137,6 +137,11 @@ class ReversedMaximization:
         """How many are dealt out, to the owner and the thief."""
         return self.owner + self.theft
 
+    @property
+    def lightest(self) -> str:
+        """The least of the strengths, as records write it."""
+        return f"{min(self.strengths):g}"
+
     def student_recipe(self, images: int) -> Recipe:
         """Of every student: as many steps on few images as on many."""
         return same_steps(self.recipe, self.student_steps, images)
