@@ -153,8 +153,9 @@ def _of(result: dict[str, Any]) -> str:
             return f"seconds of {times} times as many {worst} to {times} times the seconds, the worst of four"
         case {"full_accuracy": full, "fast_accuracy": fast, "difference": (mean, low, high)}:
             means = f"{100 * statistics.mean(full):.1f} % to {100 * statistics.mean(fast):.1f} %"
-            gap = f"{100 * mean:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}"
-            what = f"{result['net']}, {result['images']} images of {result['dataset']}, {len(full)} seeds"
+            span = "" if low is None else f", {100 * low:+.1f} to {100 * high:+.1f}"  # one seed has none
+            what = f"{result['net']}, {result['images']} images of {result['dataset']}, seeds: {len(full)}"
+            gap = f"{100 * mean:+.1f} points{span}"
             return f"accuracy of the papers' schedule {means} of the short one ({gap}; {what})"
         case {"attack_seconds": ours, "bare_seconds": theirs}:
             return f"{ours:.2f} s to {theirs:.2f} s for the passes alone"

@@ -23,7 +23,7 @@ def measure(*, rounds: int, net: str, images: int, settings: SparseTeacher | Non
     Both train the same network from the same weights on the same images; a round is a seed.
 
     Args:
-        rounds: seeds.
+        rounds: seeds; one alone has no interval.
         net: the teacher; the papers' is ``resnet18``.
         images: how many the owner has.
         settings: of the chapter; its *paper* profile if not given.
@@ -50,7 +50,7 @@ def measure(*, rounds: int, net: str, images: int, settings: SparseTeacher | Non
         "ratio": statistics.median(full / fast for full, fast in zip(*seconds.values(), strict=True)),
         "full_accuracy": accuracy["full"],
         "fast_accuracy": accuracy["fast"],
-        "difference": [gap.mean, gap.low, gap.high],
+        "difference": [gap.mean, *((gap.low, gap.high) if rounds > 1 else (None, None))],
         "full_seconds": seconds["full"],
         "fast_seconds": seconds["fast"],
         "net": net,

@@ -176,6 +176,9 @@ def test_schedules_are_compared_on_the_same_images_and_seeds(capsys, monkeypatch
     monkeypatch.setattr("benchmarks.__main__._measure", lambda *_: found)
     assert main(["--only", "schedules"]) == 0
     assert "accuracy of the papers' schedule" in capsys.readouterr().out
+    found["difference"] = [-0.01, None, None]  # of a single seed
+    assert main(["--only", "schedules"]) == 0
+    assert "(-1.0 points; digits-small" in capsys.readouterr().out
     with pytest.raises(KdsecError, match=r"cannot draw 5000 of \d+ images"):
         measure(rounds=1, net="digits-small", images=5000)
 
@@ -289,8 +292,8 @@ def test_promised_speed():
     found = run("--only", "kd_step", "import", "--rounds", "5", "--steps", "8")
     step, ours = found["kd_step"], found["import"]
     assert step["ratio"] == statistics.median(step["ratios"])
-    # Half of the gain is bf16; on a processor that does not compute in it there is only the other half. The goal
-    # is 3, and missed: 2.3 on a quiet Zen 5, 1.9 on a slower machine. What fails here is to lose what was gained.
+    # Half of the gain is bf16; on a processor that does not compute in it there is only the other half. The
+    # goal is 3, and missed: 2.3 on a quiet Zen 5, 1.9 on a slower machine. This guards what was gained.
     assert step["ratio"] >= (1.6 if step["precision"] == "bfloat16" else 1.15), step
     assert ours["ratio"] < 1.5, ours
 
