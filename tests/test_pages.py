@@ -346,7 +346,7 @@ def test_the_pdf_has_every_chapter_and_cuts_nothing_off(
     numbers = pdf.page_numbers((pages / pdf.NAME).read_bytes())
     texts = [" ".join(page.extract_text().split()) for page in made.pages]
     contents = " ".join(texts[1:4])
-    assert not re.search("[\ufb00-\ufb06]", " ".join(texts))  # fi as one character: a search would not find it
+    assert not re.search("[\ufb00-\ufb06]", " ".join(texts))  # "fi" as one character hides from a search
     for chapter in CHAPTERS.values():
         page = numbers[pdf.anchor(f"notebooks/{chapter.notebook[:-6]}")]
         assert chapter.title[:25] in texts[page - 1]
