@@ -37,6 +37,7 @@ class Job:
     """One chapter at one profile and seed. Paths are absolute; ``scratch`` is the runner's to delete.
 
     ``page``: whether Jupyter executes it and keeps the executed notebook, or Python alone, for the record.
+    ``shown``: fingerprint of what the page shows beside its own run, see ``kdsec.plan``.
     """
 
     chapter: str
@@ -49,6 +50,7 @@ class Job:
     scratch: pathlib.Path
     recipe: str
     page: bool = True
+    shown: str | None = None
 
     @property
     def label(self) -> str:
@@ -117,7 +119,8 @@ def _execute(job: Job, kernel: Any, report: Report) -> str:
             os.replace(executed, job.final(".failed.ipynb"))
         return failure
     if job.page:
-        notebook.write(notebook.finished(source, notebook.read(executed), job.parameters), executed)
+        page = notebook.finished(source, notebook.read(executed), job.parameters, job.shown)
+        notebook.write(page, executed)
     _publish(job, executed)
     return ""
 

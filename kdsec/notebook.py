@@ -118,11 +118,12 @@ def with_parameters(notebook: Any, values: Mapping[str, Any]) -> Any:
     return result
 
 
-def finished(source: Any, executed: Any, values: Mapping[str, Any]) -> Any:
+def finished(source: Any, executed: Any, values: Mapping[str, Any], shown: str | None = None) -> Any:
     """The page of the book: text, code and tags of ``source``, outputs of ``executed``.
 
     Times, durations and paths that the execution left in the metadata stay behind, so that a rerun with the
     same results gives the same file. ``out`` is set to None: running the page again by hand writes no record.
+    ``shown`` says of which recorded runs the outputs speak, see ``shown_by``.
 
     Raises:
         KdsecError: the two do not have the same number of code cells.
@@ -136,7 +137,15 @@ def finished(source: Any, executed: Any, values: Mapping[str, Any]) -> Any:
         cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
     if "language_info" in executed.metadata:
         result.metadata["language_info"] = executed.metadata["language_info"]
+    if shown is not None:
+        result.metadata["kdsec"] = {"shown": shown}
     return result
+
+
+def shown_by(page: Any) -> str | None:
+    """What ``finished`` was given as ``shown``."""
+    shown: str | None = page.metadata.get("kdsec", {}).get("shown")
+    return shown
 
 
 def describe(notebook: Any, index: int) -> tuple[int, int, str]:

@@ -5,6 +5,7 @@ the chapter's settings with overrides, of the notebook's code cells and of the p
 change; an executed notebook takes it over without running again. In ``results/``, where a clone has only
 records, a record suffices. In a folder that the user names, the executed notebook must be there
 too, because ``make book`` builds its pages from it; unless Jupyter is not installed, which makes them.
+Its verdict shows the recorded runs: when these, or the claims about them, have changed, it is made again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kdsec.errors import KdsecError, choose
 from kdsec.execute import Job
 from kdsec.imports import imported_files
 from kdsec.report.provenance import PACKAGE, bundled
-from kdsec.report.records import recipe_of
+from kdsec.report.records import recipe_of, recorded_folder
 
 RESULTS = "results"
 DEVICES = ("auto", "cpu", "cuda")
@@ -73,6 +74,8 @@ def plan(
             "the notebooks are in the repository, not in the installed package; "
             "run kdsec in a clone, or name their folder with --notebooks"
         )
+    place = pathlib.Path(out or RESULTS).absolute()
+    shown = _shown(place)
     jobs: list[Job] = []
     for name in names:
         recipe, path = _recipe(name, profile, overrides or {}, folder)
@@ -84,10 +87,11 @@ def plan(
                 device=device,
                 overrides=dict(overrides or {}),
                 notebook=path,
-                out=pathlib.Path(out or RESULTS).absolute(),
+                out=place,
                 scratch=(scratch or pathlib.Path()) / f"{len(jobs) + index}",
                 recipe=recipe,
                 page=notebook.jupyter(),
+                shown=shown,
             )
             for index, seed in enumerate(seeds)
         ]
@@ -105,7 +109,9 @@ def is_done(job: Job, page_needed: bool) -> bool:
         return not page_needed
     try:
         executed = notebook.read(page)
-        current = notebook.finished(notebook.read(job.notebook), executed, job.parameters)
+        if notebook.shown_by(executed) != job.shown:
+            return False
+        current = notebook.finished(notebook.read(job.notebook), executed, job.parameters, job.shown)
     except KdsecError:
         return False  # a damaged page is made again
     if current != executed:
@@ -198,6 +204,19 @@ def _recipe(
     cells = notebook.code(source)
     chosen = settings(chapter, profile, overrides)
     return fingerprint([chosen, cells, source_fingerprint(*_code_behind(chapter, cells))]), path
+
+
+def _shown(out: pathlib.Path) -> str | None:
+    """Fingerprint of what every page shows beside its own run: the recorded runs, and the claims about them.
+
+    None for runs that are themselves among the recorded ones: each would outdate the pages before it.
+    """
+    from kdsec.fingerprint import source_fingerprint
+
+    folder = recorded_folder().absolute()
+    if out == folder:
+        return None
+    return source_fingerprint(PACKAGE / "report" / "claims.toml", *folder.glob("*/*/seed*.csv"))
 
 
 def _code_behind(chapter: str, cells: list[str]) -> list[pathlib.Path]:

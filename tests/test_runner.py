@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,7 +153,8 @@ def instantly(monkeypatch):
         records.save(job.out, {"recipe": job.recipe})
         source = notebook.read(job.notebook)
         executed = notebook.with_parameters(source, job.parameters)
-        notebook.write(notebook.finished(source, executed, job.parameters), job.final(".ipynb"))
+        page = notebook.finished(source, executed, job.parameters, job.shown)
+        notebook.write(page, job.final(".ipynb"))
         return ""
 
     monkeypatch.setattr(runner.Launcher, "run", finish)
@@ -185,6 +187,18 @@ def test_what_is_done_is_kept_until_something_that_matters_changes(book, instant
     assert again() == "done"
     assert again(fresh=True) == "done"
     assert again() == "resumed"
+
+
+def test_a_page_is_made_again_when_the_recorded_runs_that_it_shows_change(book, instantly, monkeypatch):
+    """The verdict of a chapter is drawn from them: a book built after new records must not show the old."""
+    monkeypatch.setenv("KDSEC_RESULTS", "recorded")
+    assert [run()[0].status for _ in range(2)] == ["done", "resumed"]
+    run(1, out="recorded")  # one more seed is recorded
+    assert [run()[0].status for _ in range(2)] == ["done", "resumed"]
+    shutil.rmtree("recorded")
+    assert [run()[0].status for _ in range(2)] == ["done", "resumed"]
+    # A run among the recorded ones changes them; that alone is no reason to do it, or others, again.
+    assert [run(seed, out="recorded")[0].status for seed in (0, 1, 0, 1)] == ["done"] * 2 + ["resumed"] * 2
 
 
 def test_a_clone_with_committed_records_only_has_nothing_to_run(book, instantly):
