@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -33,9 +34,12 @@ def profile(name: str) -> str:
 
 
 def snakemake_here(*arguments: str) -> int:
-    """The exit status of `snakemake` in this process and folder, which saves starting another one."""
-    with pytest.raises(SystemExit) as ended:
-        main(["--snakefile", SNAKEFILE, *arguments])
+    """The exit status of `snakemake` in this process and folder, which saves starting another one.
+
+    In a thread: it wants an event loop of its own, and tests with a browser leave theirs running in this one.
+    """
+    with ThreadPoolExecutor(1) as thread, pytest.raises(SystemExit) as ended:
+        thread.submit(main, ["--snakefile", SNAKEFILE, *arguments]).result()
     return int(ended.value.code or 0)
 
 
