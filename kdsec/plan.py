@@ -213,8 +213,8 @@ def _shown(out: pathlib.Path) -> str | None:
     """
     from kdsec.fingerprint import source_fingerprint
 
-    folder = recorded_folder().absolute()
-    if out == folder:
+    folder = recorded_folder()
+    if out.resolve() == folder.resolve():  # a clone may be reached through a link
         return None
     return source_fingerprint(PACKAGE / "report" / "claims.toml", *folder.glob("*/*/seed*.csv"))
 

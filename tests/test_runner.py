@@ -199,6 +199,8 @@ def test_a_page_is_made_again_when_the_recorded_runs_that_it_shows_change(book, 
     assert [run()[0].status for _ in range(2)] == ["done", "resumed"]
     # A run among the recorded ones changes them; that alone is no reason to do it, or others, again.
     assert [run(seed, out="recorded")[0].status for seed in (0, 1, 0, 1)] == ["done"] * 2 + ["resumed"] * 2
+    pathlib.Path("link").symlink_to("recorded")
+    assert [run(seed, out="link")[0].status for seed in (0, 1)] == ["resumed"] * 2
 
 
 def test_a_clone_with_committed_records_only_has_nothing_to_run(book, instantly):
