@@ -20,6 +20,7 @@ from kdsec.report.text import text_table
 ROUNDS = {
     "training_step": 5,
     "kd_step": 5,
+    "kd_students": 5,
     "adversarial_set": 5,
     "pgd": 5,
     "adversarial_step": 3,
@@ -36,6 +37,7 @@ ASKED_FOR = ("schedules",)  # and never run otherwise
 GOALS = {
     "training_step": "",
     "kd_step": ">= 3",
+    "kd_students": "",
     "adversarial_set": "<= 1.1",
     "pgd": ">= 1.3",
     "adversarial_step": "",
@@ -101,6 +103,9 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "training_step": lambda: step(distil=False),
         "kd_step": lambda: step(distil=True),
+        "kd_students": lambda: steps.measure_students(
+            rounds=rounds, steps=options.steps, batch=options.batch
+        ),
         "adversarial_set": lambda: attacks.measure_set(rounds=rounds, steps=options.steps),
         "pgd": lambda: attacks.measure_pgd(rounds=rounds, steps=min(10, options.steps)),
         "adversarial_step": lambda: attacks.measure_adversarial(
@@ -140,6 +145,10 @@ def _of(result: dict[str, Any]) -> str:
             where = f"{result['precision']}, baseline with {result['textbook_workers']} workers"
             used = f"{result['utilisation']:.0%} of a matrix product's FLOP/s"
             return f"{ours:.0f} to {theirs:.0f} images/s ({where}; {used})"
+        case {"first_images_per_second": first, "later_images_per_second": later, "students": count}:
+            theirs = result["textbook_images_per_second"]
+            who = f"{count} students {result['net']} of one {result['teacher']}"
+            return f"{first:.0f}, from the second student on {later:.0f}, to {theirs:.0f} images/s ({who})"
         case {"kdsec_seconds": ours, "torch_seconds": theirs}:
             return f"{ours:.2f} s to {theirs:.2f} s for torch alone"
         case {"kdsec_per_second": ours, "baseline_per_second": theirs}:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import statistics
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import textbook
 from kdsec import models
+from kdsec.answers import Answers
 from kdsec.data import Augment, Batch, ImageSet
 from kdsec.distill import KD
 from kdsec.run import resolve_device
 from kdsec.train import CrossEntropy, Loss, Recipe, autocast_dtype, fit
 
 NET = "resnet20"
+STUDENT, STUDENTS = "resnet8", 6  # that share a teacher
 # Steps before the clock counts: memory is allocated, kernels are chosen, and the batches that DataLoader's
 # workers had ready before the first step are used up, so that a block shows what can be kept up.
 WARM_UP = 6
@@ -43,8 +46,7 @@ def measure(*, distil: bool, rounds: int, steps: int, batch: int) -> dict[str, A
     ours = functools.partial(kdsec_block, data, distil, batch)
     theirs = {workers: functools.partial(textbook_block, data, distil, batch, workers) for workers in WORKERS}
     ours()  # the first block in a process also pays for loading code
-    tried = {workers: block() for workers, block in theirs.items()}
-    best = min(tried, key=lambda workers: tried[workers])
+    best, tried = fastest(theirs)
     turns = [(ours(), theirs[best]()) for _ in range(rounds)]
     seconds = statistics.median(kdsec for kdsec, _ in turns)
     dtype = autocast_dtype(RECIPE.precision, device) or torch.float32
@@ -64,6 +66,54 @@ def measure(*, distil: bool, rounds: int, steps: int, batch: int) -> dict[str, A
         "batch": batch,
         "steps": steps,
     }
+
+
+def measure_students(*, rounds: int, steps: int, batch: int) -> dict[str, Any]:
+    """Images per second of students that share a teacher, and how many times faster ours are.
+
+    As in the small heat map of the sparse teacher's chapter: the same images, other losses. The textbook loop
+    asks the teacher for every student, ours for the first.
+
+    Args:
+        rounds: how often each loop has its turn.
+        steps: timed steps of a turn.
+        batch: images a step.
+    """
+    data = random_images((WARM_UP + steps + 1) * batch).to(resolve_device("auto"))
+    theirs = {
+        workers: functools.partial(textbook_block, data, True, batch, workers, STUDENT) for workers in WORKERS
+    }
+
+    def ours(answers: Answers) -> float:
+        return kdsec_block(data, True, batch, STUDENT, answers)
+
+    ours(Answers())  # the first block in a process also pays for loading code
+    best, _ = fastest(theirs)
+    turns = []
+    for _ in range(rounds):
+        answers = Answers()
+        turns.append((ours(answers), ours(answers), theirs[best]()))
+    first, later, textbook_seconds = (statistics.median(column) for column in zip(*turns, strict=True))
+    ratios = [STUDENTS * text / (one + (STUDENTS - 1) * other) for one, other, text in turns]
+    return {
+        "ratio": statistics.median(ratios),
+        "first_images_per_second": batch / first,
+        "later_images_per_second": batch / later,
+        "textbook_images_per_second": batch / textbook_seconds,
+        "ratios": ratios,
+        "textbook_workers": best,
+        "students": STUDENTS,
+        "net": STUDENT,
+        "teacher": NET,
+        "batch": batch,
+        "steps": steps,
+    }
+
+
+def fastest(blocks: Mapping[int, Callable[[], float]]) -> tuple[int, dict[int, float]]:
+    """With how many workers the baseline is at its best, and its seconds a step with each number."""
+    tried = {workers: block() for workers, block in blocks.items()}
+    return min(tried, key=lambda workers: tried[workers]), tried
 
 
 def step_flops(data: ImageSet, distil: bool, batch: int) -> int:
@@ -107,30 +157,36 @@ class Clocked:
         return self.loss(model, batch)
 
 
-def kdsec_block(data: ImageSet, distil: bool, batch: int) -> float:
+def kdsec_block(
+    data: ImageSet, distil: bool, batch: int, net: str = NET, answers: Answers | None = None
+) -> float:
     """Seconds a step of ``kdsec.train.fit``, as the chapters call it."""
-    student, loss = pair(data, distil)
+    student, loss = pair(data, distil, net)
     clocked = Clocked(loss)
-    fit(student, data, dataclasses.replace(RECIPE, batch_size=batch), clocked)
+    fit(student, data, dataclasses.replace(RECIPE, batch_size=batch), clocked, answers=answers)
     return per_step(clocked.started)
 
 
-def pair(data: ImageSet, distil: bool) -> tuple[nn.Module, Loss]:
+def pair(data: ImageSet, distil: bool, net: str = NET) -> tuple[nn.Module, Loss]:
     """A student, and what it learns by: the labels, or a teacher as ``fit`` leaves a trained one."""
     mean, std = data.mean_std()
-    build = functools.partial(models.build, NET, data.num_classes, data.shape, mean=mean, std=std)
+    build = functools.partial(
+        models.build, num_classes=data.num_classes, shape=data.shape, mean=mean, std=std
+    )
     device = data.images.device
-    teacher = build(seed=1).to(device).to(memory_format=torch.channels_last).eval()
-    return build(seed=0).to(device), KD(teacher) if distil else CrossEntropy()
+    teacher = build(NET, seed=1).to(device).to(memory_format=torch.channels_last).eval()
+    return build(net, seed=0).to(device), KD(teacher) if distil else CrossEntropy()
 
 
-def textbook_block(data: ImageSet, distil: bool, batch: int, workers: int) -> float:
+def textbook_block(data: ImageSet, distil: bool, batch: int, workers: int, net: str = NET) -> float:
     """Seconds a step of the textbook loop. Its workers live for the block only: ours has the cores alone."""
     mean, std = data.mean_std()
-    student, teacher = (models.build(NET, data.num_classes, data.shape, seed=seed) for seed in (0, 1))
-    for net in (student, teacher):
-        net.normalize = nn.Identity()
-        net.to(data.images.device)
+    student, teacher = (
+        models.build(name, data.num_classes, data.shape, seed=seed) for seed, name in enumerate((net, NET))
+    )
+    for each in (student, teacher):
+        each.normalize = nn.Identity()
+        each.to(data.images.device)
     pixels = data.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     loader = textbook.batches(textbook.Cifar(pixels, data.labels.tolist(), mean, std), batch, workers)
     started = textbook.train(

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import kdsec
+from kdsec.answers import Answers
 from kdsec.data import ImageSet
 from kdsec.errors import KdsecError
 from kdsec.files import beside
@@ -37,6 +38,8 @@ PACKAGE = pathlib.Path(kdsec.__file__).parent
 TRAINING_CODE = [
     PACKAGE / "train.py",
     PACKAGE / "distill.py",
+    PACKAGE / "answers.py",
+    PACKAGE / "muon.py",
     PACKAGE / "data" / "loader.py",
     PACKAGE / "models",
 ]
@@ -123,6 +126,7 @@ class Cache:
         hits: how many entries were reused so far.
         misses: how many were made.
         seconds: what making all of them took, whenever that was.
+        answers: what teachers said to the students trained so far.
     """
 
     folder: pathlib.Path = field(default_factory=home)
@@ -130,6 +134,7 @@ class Cache:
     hits: int = 0
     misses: int = 0
     seconds: float = 0.0
+    answers: Answers = field(default_factory=Answers)
 
     def fit(
         self,
@@ -146,7 +151,7 @@ class Cache:
         key = [model, data, recipe, loss, seed, str(precision)]
 
         def train() -> dict[str, Tensor]:
-            fit(model, data, recipe, loss, seed=seed, label=label)
+            fit(model, data, recipe, loss, seed=seed, label=label, answers=self.answers)
             return model.state_dict()
 
         # A fetched model gets the memory format that training leaves: its outputs then agree to the bit.

@@ -35,12 +35,20 @@ def teacher_labels(teacher: nn.Module, data: ImageSet) -> Tensor:
     return predict(teacher, data)
 
 
+class View(nn.Sequential):
+    """A teacher, and layers that its answers pass through."""
+
+
 def teacher_logits(teacher: Teacher, batch: Batch) -> Tensor:
-    """The teacher's logits ``(B, K)`` for a batch: looked up, or computed without gradient."""
+    """The teacher's logits ``(B, K)`` for a batch: looked up, recalled, or computed without gradient."""
     if isinstance(teacher, Tensor):
         return teacher[batch.position]
     with torch.no_grad():
-        return teacher(batch.images)
+        if batch.ask is None:
+            return teacher(batch.images)
+        if isinstance(teacher, View):  # all views of one teacher share its answers
+            return teacher[1:](batch.ask(teacher[0]))
+        return batch.ask(teacher)
 
 
 def soft_cross_term(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

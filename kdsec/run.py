@@ -164,6 +164,8 @@ class Run:
             "models": self.cache.hits + self.cache.misses,
             "from_cache": self.cache.hits,
             "seconds": round(self.cache.seconds, 1),
+            "batches_asked": self.cache.answers.asked,
+            "batches_recalled": self.cache.answers.recalled,
         }
         return facts
 

@@ -10,20 +10,23 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdsec.answers import Answers
 from kdsec.data import UNLABELLED, Augment, Batch, ImageSet, Loader
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError, choose
+from kdsec.muon import Muon
 from kdsec.progress import track
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 
-OPTIMIZERS = ("sgd", "adam")
+OPTIMIZERS = ("sgd", "adam", "muon")
 SCHEDULES = ("one-cycle", "step", "constant")
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
 CHECK_EVERY = 50  # steps between looks at the loss; looking forces a GPU to finish its work
@@ -36,10 +39,11 @@ class Recipe:
     Attributes:
         epochs: passes over the data.
         batch_size: images a step.
-        optimizer: ``sgd`` (Nesterov momentum) or ``adam``.
+        optimizer: ``sgd`` (Nesterov momentum), ``adam`` or ``muon`` (see ``kdsec.muon``).
         lr: peak learning rate.
         momentum: of SGD.
-        weight_decay: L2 penalty on every parameter, as in the papers' code.
+        weight_decay: L2 penalty on every parameter, as in the papers' code (``muon``: on those it leaves to
+            SGD).
         schedule: ``one-cycle`` (warm up to ``lr``, anneal to zero), ``step`` or ``constant``.
         milestones: epochs at whose start ``step`` multiplies the rate by ``gamma``.
         gamma: see ``milestones``.
@@ -106,6 +110,7 @@ def fit(
     *,
     seed: int = 0,
     label: str = "training",
+    answers: Answers | None = None,
 ) -> list[float]:
     """Train ``model`` in place and leave it in eval mode; the last epoch is the result.
 
@@ -119,6 +124,7 @@ def fit(
             ``advice``, if it has one, ends the message when it explodes.
         seed: order of the images, augmentation and dropout.
         label: name shown beside the progress bar.
+        answers: of teachers to students before this one, to be recalled where the batches are the same.
 
     Returns:
         Mean training loss of each epoch.
@@ -132,16 +138,19 @@ def fit(
     steps = recipe.epochs * len(loader)
     model.to(memory_format=torch.channels_last).train()
     network: Any = torch.compile(model) if recipe.compile else model
-    optimizer = _optimizer(model, recipe)
+    optimizer = _optimizer(model, recipe, autocast_dtype(recipe.precision, device) or torch.float32)
     scheduler = _scheduler(optimizer, recipe, steps)
     cast = autocast(recipe.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=cast["dtype"] is torch.float16)
     losses = torch.zeros(steps, device=device)
+    stream = answers and answers.stream(data.images, loader.batch_size, recipe.augment, seed, str(cast))
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         batches = (batch for _ in range(recipe.epochs) for batch in loader)
         for step, batch in enumerate(track(batches, steps, label)):
+            if stream:
+                batch = batch._replace(ask=partial(stream.ask, images=batch.images, number=step))
             with torch.autocast(**cast):
                 value = loss(network, batch)
             optimizer.zero_grad(set_to_none=True)
@@ -182,7 +191,9 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, recipe: Recipe, dtype: torch.dtype) -> torch.optim.Optimizer:
+    if recipe.optimizer == "muon":
+        return Muon(model, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, dtype=dtype)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     return torch.optim.SGD(

@@ -30,7 +30,7 @@ from kdsec.train import Recipe
     [
         (
             "--only kdstep",
-            "did you mean 'kd_step'.*choose from: training_step, kd_step, adversarial_set, pgd",
+            "did you mean 'kd_step'.*choose from: training_step, kd_step, kd_students, adversarial_set, pgd",
         ),
         ("--only import nothing", "unknown benchmark 'nothing'.*choose from: training_step, "),
         ("--only", "expected at least one argument"),
@@ -51,6 +51,14 @@ def test_every_mistake_is_one_line_and_status_2(command, message, capsys, monkey
 def test_the_table_names_every_ratio(capsys, monkeypatch):
     known = {
         "training_step": {"kdsec_images_per_second": 900.0, "textbook_images_per_second": 400.0},
+        "kd_students": {
+            "first_images_per_second": 800.0,
+            "later_images_per_second": 950.0,
+            "textbook_images_per_second": 400.0,
+            "students": 6,
+            "net": "resnet8",
+            "teacher": "resnet20",
+        },
         "adversarial_set": {"attack_seconds": 2.1, "bare_seconds": 2.0},
         "pgd": {
             "kdsec_per_second": 210.0,
@@ -75,6 +83,7 @@ def test_the_table_names_every_ratio(capsys, monkeypatch):
     assert [line.split()[:2] for line in lines] == [[name, "2.25"] for name in asked]
     for text in (
         "900 to 400 images/s (bfloat16, baseline with 1 workers; 25% of a matrix product's FLOP/s)",
+        "800, from the second student on 950, to 400 images/s (6 students resnet8 of one resnet20)",
         "4 students: cnn 1.90 and 0.30",
         "2.10 s to 2.00 s for the passes",
         "1.20 s to 1.00 s",
@@ -133,6 +142,28 @@ def test_stacked_students_learn_what_each_learns_alone():
             loss.backward()
             optimizer.step()
     assert stacked[-1].max() < stacked[0].min()
+
+
+def test_students_of_one_teacher_ask_it_once(capsys, monkeypatch):
+    for name, value in (("KDSEC_PROGRESS", "log"), ("GOMP_SPINCOUNT", "20000")):
+        monkeypatch.setenv(name, value)
+    asked = []
+    block = steps.kdsec_block
+
+    def counted(data, distil, batch, net, answers):
+        seconds = block(data, distil, batch, net, answers)
+        asked.append((net, answers.asked, answers.recalled))
+        return seconds
+
+    monkeypatch.setattr(steps, "kdsec_block", counted)
+    few = "--only kd_students --format json --rounds 2 --steps 1 --batch 2"
+    assert main(few.split()) == 0
+    (found,) = json.loads(capsys.readouterr().out)["results"]
+    batches = steps.WARM_UP + 2
+    turns = asked[1:]  # the first warms up
+    assert turns == 2 * [(steps.STUDENT, batches, 0), (steps.STUDENT, batches, batches)]
+    assert len(found["ratios"]) == 2 and found["ratio"] == statistics.median(found["ratios"])
+    assert (found["teacher"], found["net"], found["students"]) == ("resnet20", "resnet8", 6)
 
 
 @pytest.mark.slow
@@ -289,12 +320,15 @@ def run(*arguments: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.slow
 def test_promised_speed():
     """On the machine that runs the tests: medians over turns of ours and the baseline."""
-    found = run("--only", "kd_step", "import", "--rounds", "5", "--steps", "8")
-    step, ours = found["kd_step"], found["import"]
+    found = run("--only", "kd_step", "kd_students", "import", "--rounds", "5", "--steps", "8")
+    step, ours, students = found["kd_step"], found["import"], found["kd_students"]
     assert step["ratio"] == statistics.median(step["ratios"])
     # Half of the gain is bf16; on a processor that does not compute in it there is only the other half. The
     # goal is 3, and missed: 2.3 on a quiet Zen 5, 1.9 on a slower machine. This guards what was gained.
     assert step["ratio"] >= (1.6 if step["precision"] == "bfloat16" else 1.15), step
+    # The teacher's pass is a third of such a step.
+    assert students["later_images_per_second"] > 1.15 * students["first_images_per_second"], students
+    assert students["ratio"] >= (2 if step["precision"] == "bfloat16" else 1.3), students
     assert ours["ratio"] < 1.5, ours
 
 

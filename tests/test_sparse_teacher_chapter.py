@@ -63,6 +63,12 @@ def test_students_take_as_many_steps_on_few_images_and_decay_at_the_same_share(i
     assert shares == pytest.approx([0.5, 0.75], abs=0.01)
 
 
+def test_the_short_schedule_is_short_for_students_too():
+    fast = dataclasses.replace(PROFILES["paper"], schedule="fast")
+    recipe = fast.student_recipe(fast.owner)
+    assert (recipe.epochs, recipe.optimizer) == (40, "muon")
+
+
 @pytest.mark.slow
 def test_a_nasty_teacher_keeps_its_accuracy_and_fails_its_students():
     """Over six seeds, at the settings of the quick profile: the claim that the chapter starts from."""

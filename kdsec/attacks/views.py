@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsec.data import UNLABELLED, ImageSet
+from kdsec.distill import View
 from kdsec.errors import KdsecError
 from kdsec.train import predict
 
@@ -77,7 +78,7 @@ class Averaged(nn.Module):
 
 def view(teacher: nn.Module, *layers: nn.Module) -> nn.Module:
     """The teacher's log-probabilities, passed through ``layers``."""
-    return nn.Sequential(teacher, LogProbabilities(), *layers).eval()
+    return View(teacher, LogProbabilities(), *layers).eval()
 
 
 def keep_top(teacher: nn.Module, data: ImageSet, keep: int) -> nn.Module:

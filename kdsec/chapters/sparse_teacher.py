@@ -51,7 +51,7 @@ class SparseTeacher:
         recipe: of the teachers, and of the students but for the epochs; the papers' own where there is one.
         fast: a shorter recipe; ``book/how-to-run.md`` says what it costs.
         schedule: ``full`` trains by ``recipe``, ``fast`` by ``fast``.
-        student_steps: training steps of every student, however many images it has.
+        student_steps: training steps of every student by ``recipe``, however many images it has.
     """
 
     dataset: str
@@ -110,8 +110,9 @@ class SparseTeacher:
         return self.owner + self.theft
 
     def student_recipe(self, images: int) -> Recipe:
-        """Of every student: as many steps on few images as on many."""
-        return same_steps(self.training, self.student_steps, images)
+        """Of every student: as many steps on few images as on many, fewer of them by the short schedule."""
+        share = self.training.epochs / self.recipe.epochs
+        return same_steps(self.training, round(share * self.student_steps), images)
 
 
 _EVERY_THIEF = tuple(name for name, thief in THIEVES.items() if not thief.needs_labels)
@@ -209,7 +210,7 @@ PROFILES = {
         recipe=Recipe(
             epochs=160, lr=0.1, schedule="step", milestones=(80, 120), augment=Augment(crop=4, flip=True)
         ),
-        fast=Recipe(epochs=40, lr=0.2, augment=Augment(crop=4, flip=True)),
+        fast=Recipe(epochs=40, optimizer="muon", lr=0.1, augment=Augment(crop=4, flip=True)),
         student_steps=31_000,
     ),
 }

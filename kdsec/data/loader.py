@@ -9,13 +9,13 @@ bytes and delivers batches in the memory format that convolutions like best.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdsec.data.imageset import ImageSet, to_float
 from kdsec.errors import KdsecError
@@ -42,6 +42,7 @@ class Batch(NamedTuple):
     images: Tensor  # (B, C, H, W) float32 in [0, 1], channels-last in memory
     labels: Tensor  # (B,) int64
     position: Tensor  # (B,) int64
+    ask: Callable[[nn.Module], Tensor] | None = None  # what a teacher says to it: see kdsec.answers
 
 
 class Loader:

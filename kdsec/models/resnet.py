@@ -33,10 +33,9 @@ def cifar_resnet(num_classes: int, shape: Shape, *, depth: int) -> Body:
 def resnet(num_classes: int, shape: Shape, *, blocks: tuple[int, ...], bottleneck: bool = False) -> Body:
     """ResNet-18/34/50 (He et al. 2016, table 1) for small images: a 3x3 stem, no max-pooling.
 
-    Projection shortcuts (option B). Counts match kuangliu/pytorch-cifar, which the Nasty Teacher
-    and
-    Adversarial Sparse Teacher code uses: 11,173,962 for ResNet-18 and 23,520,842 for ResNet-50 at
-        ten classes.
+    Projection shortcuts (option B). Counts match kuangliu/pytorch-cifar, which the Nasty Teacher and
+    Adversarial Sparse Teacher code uses: 11,173,962 for ResNet-18 and 23,520,842 for ResNet-50 at ten
+    classes.
     """
     stem = conv_bn(shape[0], 64)
     stages, width = residual_stages(64, blocks, bottleneck=bottleneck)
