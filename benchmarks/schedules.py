@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from typing import Any
@@ -56,6 +57,7 @@ def measure(*, rounds: int, net: str, images: int, settings: SparseTeacher | Non
         "net": net,
         "images": images,
         "dataset": settings.dataset,
+        "recipes": {name: dataclasses.asdict(recipe) for name, recipe in recipes.items()},
     }
 
 

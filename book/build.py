@@ -16,6 +16,7 @@ import json
 import pathlib
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,7 @@ def stage(run: pathlib.Path, results: pathlib.Path, source: pathlib.Path) -> Non
         nbformat.write(notebook, source / "notebooks" / chapter.notebook)
     fill(source / "index.md", landing)
     fill(source / "run-times.md", {"runs": run_times(run, results)})
+    fill(source / "how-to-run.md", {"schedules": schedules(results)})
     numbers = quote.Source(scoreboard.read(results), results)
     board = {"counts": scoreboard.counts(numbers.boards), "scoreboard": scoreboard.page(numbers.boards)}
     fill(source / "scoreboard.md", board)
@@ -216,6 +218,23 @@ def _tables(runs: list[dict[str, Any]]) -> str:
         times.append((chapter, profile, seeds, span, device, max(run["date"][:10] for run in members)))
         made_by.append((chapter, profile, code, *versions))
     return _table(times) + "\n\n" + _table(made_by) if runs else "There is none."
+
+
+def schedules(results: pathlib.Path) -> str:
+    """A table in Markdown: the sparse teacher's two schedules, as ``python -m benchmarks`` measured them."""
+    path = results / "schedules.json"
+    if not path.exists():
+        return "There is no measurement."
+    rows: list[tuple[Any, ...]] = [
+        ("network", "images", "seeds", "papers' schedule", "short schedule", "difference in points")
+    ]
+    for found in json.loads(path.read_text(encoding="utf-8"))["results"]:
+        full, fast = found["full_accuracy"], found["fast_accuracy"]
+        mean, low, high = (None if each is None else f"{100 * each:+.1f}" for each in found["difference"])
+        gap = mean if low is None else f"{mean} ({low} to {high})"
+        shares = [f"{100 * statistics.mean(each):.1f} %" for each in (full, fast)]
+        rows.append((f"`{found['net']}`", f"{found['images']:,}", len(full), *shares, gap))
+    return _table(rows)
 
 
 def _table(rows: list[tuple[Any, ...]]) -> str:

@@ -89,8 +89,9 @@ def _of_one_shape(weights: Iterable[Tensor]) -> Iterable[list[Tensor]]:
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     r"""Matrices ``(N, R, C)`` with the same singular vectors, whose singular values are about 1.
 
-    With :math:`X = U S V^\top`, :math:`aX + bXX^\top X + c(XX^\top)^2X = U(aS + bS^3 + cS^5)V^\top`: a
-    polynomial of the singular values that pushes all of them towards 1 from wherever in (0, 1] they are.
+    With :math:`X = U \Lambda V^\top`,
+    :math:`aX + bXX^\top X + c(XX^\top)^2X = U(a\Lambda + b\Lambda^3 + c\Lambda^5)V^\top`: a polynomial of
+    the singular values that pushes all of them towards 1 from wherever in (0, 1] they are.
     Small ones need more iterations than there are, and end below.
     """
     a, b, c = QUINTIC

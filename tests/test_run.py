@@ -58,7 +58,7 @@ def weights(model):
         ({"overrides": {"temperature": "hot"}}, "temperature='hot' has the wrong type.*float"),
         ({"overrides": {"owner": 1.5}}, "owner=1.5 has the wrong type.*int"),
         ({"overrides": {"owner": True}}, "owner=True has the wrong type.*int"),
-        ({"overrides": {"queries": 50}}, "queries=50 has the wrong type.*tuple"),
+        ({"overrides": {"queries": 50}}, "queries=50 has the wrong type.*: a list such as \\[1, 2\\]"),
         ({"overrides": {"recipe": {"epochs": 1}}}, "wrong type.*Recipe"),
         ({"overrides": {"dataset": "cifar"}}, "did you mean 'cifar10'"),
         ({"overrides": {"validation": 1}}, "validation=1 must lie between 0 and 1"),

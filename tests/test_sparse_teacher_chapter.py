@@ -46,6 +46,11 @@ def test_the_paper_profile_has_a_fast_schedule_and_tries_every_variant():
     assert set(paper.variants) == set(VARIANTS)
 
 
+def test_lists_are_taken_for_settings_of_several_values():
+    changed = chapters.settings("sparse-teacher", "quick", {"students": ["digits-small"], "alphas": [0.5, 1]})
+    assert (changed.students, changed.alphas) == (("digits-small",), (0.5, 1))
+
+
 def test_another_data_set_brings_the_authors_settings_along():
     there = chapters.settings("sparse-teacher", "paper", {"dataset": "cifar100", "sparse_keep": 5})
     assert (there.stingy_keep, there.temperature, there.recipe.epochs) == (10, 20.0, 200)

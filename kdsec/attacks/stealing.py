@@ -4,7 +4,8 @@ Every thief in ``THIEVES`` is called alike, ``THIEVES[name](student, teacher, da
 so that all can be set on all. What a thief has:
 
 * the **teacher**, to be asked about any image; it is asked anew about every augmented view of an image, as in
-  the papers. White-box thieves also look inside.
+  the papers (and computes once what several thieves ask: ``kdsec.answers``). White-box thieves also look
+  inside.
 * ``data``, the thief's own images. All, some or none of their labels are known (``UNLABELLED``). A thief with
   all labels needs no teacher (``alpha=0``), so the settings to look at are few labels and none.
 * a fresh **student**, trained in place.

@@ -61,14 +61,17 @@ def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = N
     choose("profile", profile, PROFILES)
     base = module.PROFILES[choose(f"profile of chapter {chapter}", profile, module.PROFILES)]
     types_of = typing.get_type_hints(type(base))
-    for name, value in (overrides or {}).items():
+    given = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in (overrides or {}).items()
+    }
+    for name, value in given.items():
         choose(
             f"setting of chapter {chapter}",
             name,
             [field.name for field in dataclasses.fields(base)],
         )
         _check_type(name, value, types_of[name])
-    chosen = dict(overrides or {})
+    chosen = given
     if profile == "paper":
         chosen = getattr(module, "COMPANIONS", {}).get(chosen.get("dataset"), {}) | chosen
     return dataclasses.replace(base, **chosen)
@@ -96,5 +99,8 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         for item in value:
             _check_type(f"{name}: entry", item, entry)
     if not fits:
-        wanted = " or ".join(getattr(each, "__name__", str(each)) for each in plain)
+        wanted = " or ".join(
+            "a list such as [1, 2]" if each is tuple else getattr(each, "__name__", str(each))
+            for each in plain
+        )
         raise KdsecError(f"setting {name}={value!r} has the wrong type, it must be: {wanted}")
