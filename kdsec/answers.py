@@ -44,7 +44,7 @@ class Answers:
         Args:
             determined_by: everything that decides what their pixels are, and how teachers compute.
         """
-        return Stream(self, fingerprint(list(determined_by)))
+        return Stream(self, determined_by)
 
     def of(self, key: str) -> list[Tensor]:
         """What is kept under ``key``, batch by batch from the first on."""
@@ -69,7 +69,7 @@ class Stream:
     """One training's batches, in their order; see ``Answers.stream``."""
 
     answers: Answers
-    determined_by: str
+    determined_by: tuple[object, ...]
     _keys: dict[int, tuple[nn.Module, int, str]] = field(default_factory=dict, repr=False)
 
     def ask(self, teacher: nn.Module, images: Tensor, number: int) -> Tensor:
@@ -98,7 +98,7 @@ class Stream:
         version = sum(tensor._version for tensor in _tensors(teacher))
         known, when, key = self._keys.get(id(teacher), (None, -1, ""))
         if known is None:
-            key = fingerprint([teacher, self.determined_by]) if _repeats_itself(teacher) else ""
+            key = fingerprint([teacher, *self.determined_by]) if _repeats_itself(teacher) else ""
         elif when != version:
             key = ""  # it is being trained: what it says to this batch it would not say to it again
         self._keys[id(teacher)] = teacher, version, key
