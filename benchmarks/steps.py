@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import statistics
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,10 +43,9 @@ def measure(*, distil: bool, rounds: int, steps: int, batch: int) -> dict[str, A
     device = resolve_device("auto")
     data = random_images((WARM_UP + steps + 1) * batch).to(device)
     ours = functools.partial(kdsec_block, data, distil, batch)
-    theirs = {workers: functools.partial(textbook_block, data, distil, batch, workers) for workers in WORKERS}
     ours()  # the first block in a process also pays for loading code
-    best, tried = fastest(theirs)
-    turns = [(ours(), theirs[best]()) for _ in range(rounds)]
+    best, tried = best_workers(data, distil, batch)
+    turns = [(ours(), textbook_block(data, distil, batch, best)) for _ in range(rounds)]
     seconds = statistics.median(kdsec for kdsec, _ in turns)
     dtype = autocast_dtype(RECIPE.precision, device) or torch.float32
     reached, possible = step_flops(data, distil, batch) / seconds, product_flops(device, dtype)
@@ -80,19 +78,16 @@ def measure_students(*, rounds: int, steps: int, batch: int) -> dict[str, Any]:
         batch: images a step.
     """
     data = random_images((WARM_UP + steps + 1) * batch).to(resolve_device("auto"))
-    theirs = {
-        workers: functools.partial(textbook_block, data, True, batch, workers, STUDENT) for workers in WORKERS
-    }
 
     def ours(answers: Answers) -> float:
         return kdsec_block(data, True, batch, STUDENT, answers)
 
     ours(Answers())  # the first block in a process also pays for loading code
-    best, _ = fastest(theirs)
+    best, _ = best_workers(data, True, batch, STUDENT)
     turns = []
     for _ in range(rounds):
         answers = Answers()
-        turns.append((ours(answers), ours(answers), theirs[best]()))
+        turns.append((ours(answers), ours(answers), textbook_block(data, True, batch, best, STUDENT)))
     first, later, textbook_seconds = (statistics.median(column) for column in zip(*turns, strict=True))
     ratios = [STUDENTS * text / (one + (STUDENTS - 1) * other) for one, other, text in turns]
     return {
@@ -110,9 +105,9 @@ def measure_students(*, rounds: int, steps: int, batch: int) -> dict[str, Any]:
     }
 
 
-def fastest(blocks: Mapping[int, Callable[[], float]]) -> tuple[int, dict[int, float]]:
+def best_workers(data: ImageSet, distil: bool, batch: int, net: str = NET) -> tuple[int, dict[int, float]]:
     """With how many workers the baseline is at its best, and its seconds a step with each number."""
-    tried = {workers: block() for workers, block in blocks.items()}
+    tried = {workers: textbook_block(data, distil, batch, workers, net) for workers in WORKERS}
     return min(tried, key=lambda workers: tried[workers]), tried
 
 

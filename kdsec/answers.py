@@ -113,8 +113,9 @@ def _repeats_itself(teacher: nn.Module) -> bool:
 
 
 def _generator_state(device: torch.device) -> Tensor:
-    """Of the generator that dropout and ``torch.rand`` take their numbers from."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    """Of the generators that dropout and ``torch.rand`` take their numbers from, here and on ``device``."""
+    here = torch.get_rng_state()
+    return torch.cat([here, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else here
 
 
 def _tensors(teacher: nn.Module) -> Iterator[Tensor]:

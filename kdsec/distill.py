@@ -4,7 +4,8 @@ Each is a frozen dataclass with the teacher inside, to be handed to ``kdsec.trai
 a loss takes ``teacher``, two things fit:
 
 * a network: asked about each batch as it comes, *after* augmentation, so that student and teacher see the
-  same pixels. Every epoch costs a teacher's forward pass, and every answer is fresh.
+  same pixels. Every epoch costs a teacher's forward pass, or none if ``kdsec.answers`` recalls what it said
+  to an earlier student.
 * a tensor of logits ``(N, K)`` made once by ``teacher_labels(teacher, data)``: the teacher's answers for the
   *un-augmented* images, looked up by position. One pass in all, what a thief who pays per query would do,
   but under augmentation the student is asked to give a shifted image the answer of the unshifted one. Beyer
@@ -44,11 +45,9 @@ def teacher_logits(teacher: Teacher, batch: Batch) -> Tensor:
     if isinstance(teacher, Tensor):
         return teacher[batch.position]
     with torch.no_grad():
-        if batch.ask is None:
-            return teacher(batch.images)
         if isinstance(teacher, View):  # all views of one teacher share its answers
-            return teacher[1:](batch.ask(teacher[0]))
-        return batch.ask(teacher)
+            return teacher[1:](teacher_logits(teacher[0], batch))
+        return batch.ask(teacher) if batch.ask else teacher(batch.images)
 
 
 def soft_cross_term(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

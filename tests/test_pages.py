@@ -244,8 +244,8 @@ def test_the_page_shows_what_the_short_schedule_was_measured_to_cost(tmp_path: p
     assert build.schedules(tmp_path) == "There is no measurement."
 
 
-def test_the_short_schedule_ends_where_the_papers_ends() -> None:
-    """The recipe that was recorded is the one of the chapter, and it costs no accuracy that was measured."""
+def test_the_short_schedule_costs_less_than_a_point() -> None:
+    """By the recipe that the chapter has, on the mean of each measurement: 0.9 at 25,000 images, one seed."""
     recorded = json.loads((ROOT / "results" / "schedules.json").read_text())["results"]
     paper = chapters.settings("sparse-teacher", "paper")
     recipes = {"full": dataclasses.asdict(paper.recipe), "fast": dataclasses.asdict(paper.fast)}

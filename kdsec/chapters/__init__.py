@@ -61,17 +61,16 @@ def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = N
     choose("profile", profile, PROFILES)
     base = module.PROFILES[choose(f"profile of chapter {chapter}", profile, module.PROFILES)]
     types_of = typing.get_type_hints(type(base))
-    given = {
+    chosen = {
         name: tuple(value) if isinstance(value, list) else value for name, value in (overrides or {}).items()
     }
-    for name, value in given.items():
+    for name, value in chosen.items():
         choose(
             f"setting of chapter {chapter}",
             name,
             [field.name for field in dataclasses.fields(base)],
         )
         _check_type(name, value, types_of[name])
-    chosen = given
     if profile == "paper":
         chosen = getattr(module, "COMPANIONS", {}).get(chosen.get("dataset"), {}) | chosen
     return dataclasses.replace(base, **chosen)
