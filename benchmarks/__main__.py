@@ -1,6 +1,6 @@
 """``python -m benchmarks [--only NAME ...] [--format table|json] [--rounds N]``.
 
-Without ``--only`` everything but ``schedules``, which trains for many minutes and needs CIFAR-10.
+Without ``--only`` everything but ``schedules``, which trains for many minutes and needs CIFAR.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", metavar="N", type=int, default=128, help=argparse.SUPPRESS)  # to be quick
     parser.add_argument("--net", metavar="NAME", default="cnn", help="of schedules; the papers' is resnet18")
     parser.add_argument("--images", metavar="N", type=int, default=10_000, help="of schedules")
+    parser.add_argument("--dataset", metavar="NAME", default="cifar10", help="of schedules")
     options = parser.parse_args(arguments)
     for name in options.only or ():
         choose("benchmark", name, ROUNDS)
@@ -119,7 +120,9 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "together": lambda: together.measure(rounds=rounds, steps=options.steps),
         "import": lambda: processes.measure_import(rounds),
         "quick_book": lambda: processes.measure_quick_book(rounds),
-        "schedules": lambda: schedules.measure(rounds=rounds, net=options.net, images=options.images),
+        "schedules": lambda: schedules.measure(
+            rounds=rounds, net=options.net, images=options.images, dataset=options.dataset
+        ),
     }
     return measures[name]()
 

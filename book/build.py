@@ -29,7 +29,7 @@ import yaml
 
 from kdsec.chapters import CHAPTERS, PROFILES, Chapter
 from kdsec.errors import KdsecError
-from kdsec.report import quote, records, scoreboard
+from kdsec.report import quote, records, scoreboard, tables
 from kdsec.report.interactive import STILL
 from kdsec.report.provenance import LIBRARIES
 
@@ -233,7 +233,8 @@ def schedules(results: pathlib.Path) -> str:
         mean, low, high = (None if each is None else f"{100 * each:+.1f}" for each in found["difference"])
         gap = mean if low is None else f"{mean} ({low} to {high})"
         shares = [f"{100 * statistics.mean(each):.1f} %" for each in (full, fast)]
-        rows.append((f"`{found['net']}`", f"{found['images']:,}", len(full), *shares, gap))
+        images = f"{found['images']:,} of {tables.DATASETS[found['dataset']]}"
+        rows.append((f"`{found['net']}`", images, len(full), *shares, gap))
     return _table(rows)
 
 

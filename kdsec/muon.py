@@ -42,9 +42,8 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, model: nn.Module, lr: float, *, momentum: float, weight_decay: float, dtype: torch.dtype
     ) -> None:
-        layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.groups == 1]
-        weights = [layer.weight for layer in layers[1:] if layer.weight.requires_grad]
-        if not weights or not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()):
+        weights = turned(model)
+        if not weights:
             raise KdsecError(
                 f"optimizer muon is for networks with convolutions and batch normalisation, and this "
                 f"{type(model).__name__} is none; take sgd or adam"
@@ -77,6 +76,17 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(gradient)
         momentum: Tensor = state["momentum"].mul_(MOMENTUM).add_(gradient)
         return gradient.add(momentum, alpha=MOMENTUM)
+
+
+def turned(model: nn.Module) -> list[nn.Parameter]:
+    """What Muon itself trains of ``model``: the weights of its ordinary convolutions but the first.
+
+    None, where the network does not normalise. A network can be asked about on the *meta* device, before it
+    has any weights.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.groups == 1]
+    normalises = any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
+    return [layer.weight for layer in layers[1:] if layer.weight.requires_grad and normalises]
 
 
 def _of_one_shape(weights: Iterable[Tensor]) -> Iterable[list[Tensor]]:

@@ -71,7 +71,14 @@ def test_students_take_as_many_steps_on_few_images_and_decay_at_the_same_share(i
 def test_the_short_schedule_is_short_for_students_too():
     fast = dataclasses.replace(PROFILES["paper"], schedule="fast")
     recipe = fast.student_recipe(fast.owner)
-    assert (recipe.epochs, recipe.optimizer) == (40, "muon")
+    assert (recipe.epochs, recipe.optimizer) == (fast.training.epochs, "muon")
+
+
+@pytest.mark.parametrize("changed", [{"teacher": "digits-mlp"}, {"students": ["cnn", "digits-mlp"]}])
+def test_networks_that_the_short_schedule_cannot_train_are_refused_before_anything_runs(changed):
+    chapters.settings("sparse-teacher", "paper", changed)
+    with pytest.raises(KdsecError, match="schedule=fast .* digits-mlp has none; .* schedule=full"):
+        chapters.settings("sparse-teacher", "paper", {"schedule": "fast", **changed})
 
 
 @pytest.mark.slow

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from kdsec import models
 from kdsec.attacks.stealing import THIEVES
 from kdsec.chapters.checks import check
 from kdsec.chapters.schedules import same_steps
 from kdsec.data import DATASETS, Augment
-from kdsec.errors import choose
+from kdsec.errors import KdsecError, choose
+from kdsec.muon import turned
 from kdsec.train import Recipe
 
 # What can be changed about AST, one thing at a time, to see which part matters: see ``ast_loss`` and
@@ -98,6 +101,15 @@ class SparseTeacher:
             counts=("owner", "theft", "stingy_keep", "sparse_keep", "pgd_steps", "student_steps"),
             filled=("students", "nasty_weights", "sparse_alphas", "thieves", "temperatures", "alphas"),
         )
+        if self.training.optimizer == "muon":  # refused now, not when a student's turn comes
+            for model in (self.teacher, *self.students):
+                with torch.device("meta"):
+                    network = models.build(model, num_classes=10, shape=(3, 32, 32))
+                if not turned(network):
+                    raise KdsecError(
+                        f"schedule={self.schedule} trains by Muon, which needs convolutions and batch "
+                        f"normalisation, and {model} has none; leave it out, or take schedule=full"
+                    )
 
     @property
     def training(self) -> Recipe:
