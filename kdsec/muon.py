@@ -78,7 +78,7 @@ class Muon(torch.optim.Optimizer):
         return gradient.add(momentum, alpha=MOMENTUM)
 
 
-def turned(model: nn.Module) -> list[nn.Parameter]:
+def turned(model: nn.Module) -> list[Tensor]:
     """What Muon itself trains of ``model``: the weights of its ordinary convolutions but the first.
 
     None, where the network does not normalise. A network can be asked about on the *meta* device, before it
