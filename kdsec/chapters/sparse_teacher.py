@@ -222,7 +222,7 @@ PROFILES = {
         recipe=Recipe(
             epochs=160, lr=0.1, schedule="step", milestones=(80, 120), augment=Augment(crop=4, flip=True)
         ),
-        fast=Recipe(epochs=40, optimizer="muon", lr=0.1, augment=Augment(crop=4, flip=True)),
+        fast=Recipe(epochs=50, optimizer="muon", lr=0.1, augment=Augment(crop=4, flip=True)),
         student_steps=31_000,
     ),
 }
