@@ -98,6 +98,7 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ["KDSEC_PROGRESS"] = "off"
     from benchmarks import attacks, growth, processes, schedules, steps, together
+    from kdsec import chapters
 
     rounds = options.rounds or ROUNDS[name]
     step = functools.partial(steps.measure, rounds=rounds, steps=options.steps, batch=options.batch)
@@ -121,7 +122,10 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "import": lambda: processes.measure_import(rounds),
         "quick_book": lambda: processes.measure_quick_book(rounds),
         "schedules": lambda: schedules.measure(
-            rounds=rounds, net=options.net, images=options.images, dataset=options.dataset
+            chapters.settings("sparse-teacher", "paper", {"dataset": options.dataset}),
+            rounds=rounds,
+            net=options.net,
+            images=options.images,
         ),
     }
     return measures[name]()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdsec import chapters, data, models
+from kdsec import data, models
 from kdsec.chapters.sparse_teacher import SparseTeacher
 from kdsec.data import Splits
 from kdsec.errors import KdsecError
@@ -18,26 +18,22 @@ from kdsec.run import resolve_device
 from kdsec.train import Recipe, evaluate, fit
 
 
-def measure(
-    *, rounds: int, net: str, images: int, dataset: str = "cifar10", settings: SparseTeacher | None = None
-) -> dict[str, Any]:
+def measure(settings: SparseTeacher, *, rounds: int, net: str, images: int) -> dict[str, Any]:
     """Seconds of the papers' schedule over those of the short one, and the test accuracy after each.
 
     Both train the same network from the same weights on the same images; a round is a seed.
 
     Args:
+        settings: of the chapter, with both schedules.
         rounds: seeds; one alone has no interval.
         net: the teacher; the papers' is ``resnet18``.
         images: how many the owner has.
-        dataset: what it classifies; brings along the papers' schedule there.
-        settings: of the chapter; its *paper* profile with that data set if not given.
 
     Raises:
         KdsecError: unknown network, more images than there are, the data set is not here, or the settings
             have one schedule only.
     """
     device = resolve_device("auto")
-    settings = settings or chapters.settings("sparse-teacher", "paper", {"dataset": dataset})
     if settings.fast is None:
         raise KdsecError("these settings have one schedule; take those of the paper profile, which has two")
     recipes = {"full": settings.recipe, "fast": settings.fast}

@@ -233,7 +233,7 @@ def schedules(results: pathlib.Path) -> str:
         mean, low, high = (None if each is None else f"{100 * each:+.1f}" for each in found["difference"])
         gap = mean if low is None else f"{mean} ({low} to {high})"
         shares = [f"{100 * statistics.mean(each):.1f} %" for each in (full, fast)]
-        images = f"{found['images']:,} of {tables.DATASETS[found['dataset']]}"
+        images = f"{found['images']:,} of {tables.in_print(found['dataset'])}"
         rows.append((f"`{found['net']}`", images, len(full), *shares, gap))
     return _table(rows)
 

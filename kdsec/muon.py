@@ -81,12 +81,13 @@ class Muon(torch.optim.Optimizer):
 def turned(model: nn.Module) -> list[Tensor]:
     """What Muon itself trains of ``model``: the weights of its ordinary convolutions but the first.
 
-    None, where the network does not normalise. A network can be asked about on the *meta* device, before it
+    An empty list where the network does not normalise. It can be asked about on the *meta* device, before it
     has any weights.
     """
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()):
+        return []
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.groups == 1]
-    normalises = any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
-    return [layer.weight for layer in layers[1:] if layer.weight.requires_grad and normalises]
+    return [layer.weight for layer in layers[1:] if layer.weight.requires_grad]
 
 
 def _of_one_shape(weights: Iterable[Tensor]) -> Iterable[list[Tensor]]:

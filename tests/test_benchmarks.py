@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -181,8 +180,7 @@ def test_schedules_are_compared_on_the_same_images_and_seeds(capsys, monkeypatch
     paper = chapters.settings("sparse-teacher", "paper")
     recipe = Recipe(epochs=8, batch_size=64, lr=0.1, precision="float32")
     settings = replace(paper, dataset="digits", recipe=recipe, fast=replace(recipe, epochs=1, lr=0.01))
-    measure = functools.partial(schedules.measure, settings=settings)
-    monkeypatch.setattr("benchmarks.schedules.measure", measure)
+    monkeypatch.setattr(chapters, "settings", lambda *_: settings)
     assert (
         main(
             [
@@ -211,7 +209,7 @@ def test_schedules_are_compared_on_the_same_images_and_seeds(capsys, monkeypatch
     assert main(["--only", "schedules"]) == 0
     assert "(-1.0 points; digits-small" in capsys.readouterr().out
     with pytest.raises(KdsecError, match=r"cannot draw 5000 of \d+ images"):
-        measure(rounds=1, net="digits-small", images=5000)
+        schedules.measure(settings, rounds=1, net="digits-small", images=5000)
 
 
 @pytest.mark.slow
