@@ -10,7 +10,7 @@ EXTRAS := run,book,test
 SPELLED := README.md CONTRIBUTING.md book notebooks kdsec benchmarks tests results/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book pdf test slow lint notebooks figures attacks cluster bench clean
+.PHONY: help setup book pdf test slow lint fill notebooks figures attacks art cluster bench clean
 
 help:
 	@echo 'make book        run every chapter at the quick profile and build the book'
@@ -19,8 +19,10 @@ help:
 	@echo 'make slow        the slow tests'
 	@echo 'make lint        ruff, spelling and mypy'
 	@echo 'make notebooks   execute notebooks/ again and store their text outputs'
+	@echo 'make fill        after new records: write the findings into the README and the notebooks'
 	@echo 'make figures     draw the figures again from the committed records, without training'
 	@echo 'make attacks     add the optional torchattacks package (AutoAttack, Square, CW, DeepFool)'
+	@echo 'make art         add ART, to compare its extraction attacks with ours (python -m benchmarks.art)'
 	@echo 'make cluster     add Snakemake and what it needs for SLURM and Kubernetes'
 	@echo 'make bench       measure speed, each as a ratio to a plain loop'
 	@echo 'make setup       create .venv with the tested packages (the others do it when needed)'
@@ -64,6 +66,9 @@ lint: $(STAMP)
 	@$(PY) -m codespell_lib $(SPELLED)
 	@$(PY) -m mypy
 
+fill: $(STAMP)
+	@$(PY) book/sync.py --fill
+
 notebooks: $(STAMP)
 	@$(PY) book/sync.py
 
@@ -73,6 +78,10 @@ figures: $(STAMP)
 # torchattacks asks for requests 2.25, which it never imports and which the book's tools cannot live with.
 attacks: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1
+
+# For a benchmark, which needs nothing else of what it asks for.
+art: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps adversarial-robustness-toolbox==1.20.1 six
 
 cluster: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster]'

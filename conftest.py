@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 
-from kdsec.launch import KEEP_MEMORY
+from kdsec.runner import KEEP_MEMORY
 
 # Set at import time: kernels inherit the environment, and no fixture runs before nbval starts one.
 # A fresh cache, because a test that finds yesterday's checkpoint in it tests nothing.

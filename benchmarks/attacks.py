@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from benchmarks import textbook
 from benchmarks.steps import NET, RECIPE, random_images
 from kdsec import models
-from kdsec.attacks.evasion import pgd
-from kdsec.attacks.fast_datafree import FastDFKD
+from kdsec.attacks.constrained_search import Dssim
+from kdsec.attacks.data_free_fast import FastDFKD
 from kdsec.attacks.mimicry import mimic
-from kdsec.attacks.search import Dssim
 from kdsec.data import ImageSet
 from kdsec.data.imageset import to_float
 from kdsec.defenses.adversarial_training import PGDTraining
-from kdsec.defenses.sparse_teacher import disturb
+from kdsec.defenses.sparse_teacher import perturb
+from kdsec.pgd import pgd
 from kdsec.train import autocast, autocast_dtype, fit, predict
 
 BATCH, EPS, STEP_SIZE = 250, 8 / 255, 2 / 255
@@ -69,7 +69,7 @@ def network(name: str, data: ImageSet, seed: int = 0) -> models.Classifier:
 
 
 def measure_set(*, rounds: int, steps: int) -> dict[str, Any]:
-    """Seconds of ``disturb`` over seconds of as many bare passes; the ratio says what it adds.
+    """Seconds of ``perturb`` over seconds of as many bare passes; the ratio says what it adds.
 
     Args:
         rounds: how often each has its turn.
@@ -77,7 +77,7 @@ def measure_set(*, rounds: int, steps: int) -> dict[str, Any]:
     """
     data = random_images(2 * BATCH)
     model = network(NET, data).to(memory_format=torch.channels_last)
-    ours = functools.partial(disturb, model, data, steps=steps, **OPTIONS)
+    ours = functools.partial(perturb, model, data, steps=steps, **OPTIONS)
     bare = functools.partial(bare_passes, model, data, steps)
     ours(), bare()
     turns = [(timed(ours), timed(bare)) for _ in range(rounds)]

@@ -45,7 +45,7 @@ def measure(*, rounds: int, steps: int) -> dict[str, Any]:
     turns = {name: [part(TIMES) / (TIMES * part(1)) for _ in range(rounds)] for name, part in parts.items()}
     growth = {name: statistics.median(found) for name, found in turns.items()}
     worst = max(growth, key=lambda name: growth[name])
-    return {"ratio": growth[worst], "worst": worst, "times": TIMES, **growth}
+    return {"ratio": growth[worst], "worst": worst, "times": TIMES, **growth, "turns": turns}
 
 
 def images(steps: int, times: int) -> float:

@@ -11,7 +11,10 @@ import tempfile
 import time
 from typing import Any
 
-from kdsec.chapters import CHAPTERS
+import torch
+from torch import nn
+
+from kdsec.config import CHAPTERS
 from kdsec.errors import KdsecError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -48,7 +51,27 @@ def measure_quick_book(rounds: int) -> dict[str, Any]:
         "seconds": slowest,
         "allowed_seconds": ALLOWED_SECONDS,
         "seconds_by_chapter": middle,
+        "loop_seconds": loop_seconds(),
     }
+
+
+def loop_seconds(rounds: int = 10) -> float:
+    """Seconds that this machine takes for a fixed loop of plain torch: the median over ``rounds``.
+
+    A limit in these seconds holds on a slow machine too, and beside other work.
+    """
+    program = f"from benchmarks.processes import plain_loop; print(*[plain_loop() for _ in range({rounds})])"
+    return statistics.median(map(float, python("-c", program, OMP_NUM_THREADS="1").split()))
+
+
+def plain_loop(steps: int = 40) -> float:
+    """Seconds of ``steps`` passes, forward and backward, through one convolution of 64 channels."""
+    images = torch.randn(128, 64, 16, 16, generator=torch.Generator().manual_seed(0))
+    layer = nn.Conv2d(64, 64, 3, padding=1)
+    began = time.perf_counter()
+    for _ in range(steps):
+        layer(images).relu().square().mean().backward()
+    return time.perf_counter() - began
 
 
 def chapter_seconds(chapter: str) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from kdsec import data, models
-from kdsec.chapters.sparse_teacher import SparseTeacher
+from kdsec.config.sparse_teacher import SparseTeacher
 from kdsec.data import Splits
 from kdsec.errors import KdsecError
 from kdsec.report import summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -15,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import textbook
 from kdsec import models
-from kdsec.answers import Answers
 from kdsec.data import Augment, Batch, ImageSet
 from kdsec.distill import KD
+from kdsec.oracle import Memory, recalling
 from kdsec.run import resolve_device
 from kdsec.train import CrossEntropy, Loss, Recipe, autocast_dtype, fit
 
@@ -79,15 +80,15 @@ def measure_students(*, rounds: int, steps: int, batch: int) -> dict[str, Any]:
     """
     data = random_images((WARM_UP + steps + 1) * batch).to(resolve_device("auto"))
 
-    def ours(answers: Answers) -> float:
-        return kdsec_block(data, True, batch, STUDENT, answers)
+    def ours(memory: Memory) -> float:
+        return kdsec_block(data, True, batch, STUDENT, memory)
 
-    ours(Answers())  # the first block in a process also pays for loading code
+    ours(Memory())  # the first block in a process also pays for loading code
     best, _ = best_workers(data, True, batch, STUDENT)
     turns = []
     for _ in range(rounds):
-        answers = Answers()
-        turns.append((ours(answers), ours(answers), textbook_block(data, True, batch, best, STUDENT)))
+        memory = Memory()
+        turns.append((ours(memory), ours(memory), textbook_block(data, True, batch, best, STUDENT)))
     first, later, textbook_seconds = (statistics.median(column) for column in zip(*turns, strict=True))
     ratios = [STUDENTS * text / (one + (STUDENTS - 1) * other) for one, other, text in turns]
     return {
@@ -153,12 +154,13 @@ class Clocked:
 
 
 def kdsec_block(
-    data: ImageSet, distil: bool, batch: int, net: str = NET, answers: Answers | None = None
+    data: ImageSet, distil: bool, batch: int, net: str = NET, memory: Memory | None = None
 ) -> float:
     """Seconds a step of ``kdsec.train.fit``, as the chapters call it."""
     student, loss = pair(data, distil, net)
     clocked = Clocked(loss)
-    fit(student, data, dataclasses.replace(RECIPE, batch_size=batch), clocked, answers=answers)
+    with recalling(memory) if memory else contextlib.nullcontext():
+        fit(student, data, dataclasses.replace(RECIPE, batch_size=batch), clocked)
     return per_step(clocked.started)
 
 

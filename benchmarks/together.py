@@ -19,7 +19,7 @@ from torch.func import functional_call, stack_module_state
 from benchmarks.attacks import timed
 from benchmarks.steps import RECIPE
 from kdsec import models
-from kdsec.launch import cores
+from kdsec.runner import cores
 
 STUDENTS = 4
 # Students of the quick chapters and of the small ones: image shape and batch size as there.

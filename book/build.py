@@ -8,6 +8,8 @@ looks for errors in what came out, and only then puts it in place of the pages t
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import hashlib
 import html
 import importlib.metadata
@@ -22,19 +24,24 @@ import sys
 import tempfile
 from typing import Any
 
+import address
 import card
+import diagrams
+import edition
 import nbformat
+import sync
 import terms
 import yaml
 
-from kdsec.chapters import CHAPTERS, PROFILES, Chapter
+from kdsec.config import CHAPTERS, PROFILES, Chapter
 from kdsec.errors import KdsecError
 from kdsec.report import quote, records, scoreboard, tables
 from kdsec.report.interactive import STILL
 from kdsec.report.provenance import LIBRARIES
+from kdsec.report.text import markdown_table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PROSE = ("*.md", "*.bib", "_static/*")
+PROSE = ("*.md", "*.bib", "_static/*", "_static/images/*")
 HIDDEN = {"colab", "parameters", "injected-parameters"}
 TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-mathjax-offline")
 STAMP = ".built-from"
@@ -60,35 +67,81 @@ def stage(run: pathlib.Path, results: pathlib.Path, source: pathlib.Path) -> Non
     """
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(ROOT / name, source / name)
+    shutil.copy(ROOT / "_toc.yml", source)
+    settings = yaml.safe_dump(address.linked(address.config()), sort_keys=False, allow_unicode=True)
+    (source / "_config.yml").write_text(settings, encoding="utf-8")
     for pattern in PROSE:
-        for path in (ROOT / "book").glob(pattern):
+        for path in filter(pathlib.Path.is_file, (ROOT / "book").glob(pattern)):
             target = source / path.relative_to(ROOT / "book")
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-    (source / "notebooks").mkdir()
-    known = terms.terms()
-    landing = {"citation": citation()}
-    for chapter in CHAPTERS.values():
-        notebook = prepare(executed(run, chapter), chapter)
-        landing[f"reading {chapter.name}"] = f"{reading(notebook)}\u00a0min"
-        landing[f"running {chapter.name}"] = running(run, chapter)
-        notebook = terms.with_index(notebook, chapter, known)
+    # Worked examples that are no chapters are shown as they are stored.
+    shutil.copytree(ROOT / "notebooks" / "more", source / "notebooks" / "more")
+    known, meaning = terms.terms(), terms.meanings()
+    landing = {"citation": citation(), "run button": run_button()}
+    drawn, cards = diagrams.drawings(results), []
+    numbers = quote.Source(scoreboard.read(results), results)
+    inside = dataclasses.replace(numbers, row=f"../{quote.ROW}")
+    site = address.pages()
+    outside = dataclasses.replace(numbers, plain=True, row=f"{site}{quote.ROW}" if site else "")
+    prepared = {name: prepare(executed(run, chapter), chapter) for name, chapter in CHAPTERS.items()}
+    for name, chapter in CHAPTERS.items():
+        notebook = filled(prepared[name], inside)
+        minutes = f"read {reading(notebook)}, run {running(run, chapter)}"
+        cards.append(front_card(chapter, notebook, drawn, minutes))
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = diagrams.inline(cell.source, drawn)
+        notebook = terms.with_meanings(terms.with_index(notebook, chapter, known), meaning)
         nbformat.write(notebook, source / "notebooks" / chapter.notebook)
+    landing["cards"] = "\n".join(['<div class="cards">', *cards, "</div>"])
+    for_colab(
+        {name: filled(each, outside) for name, each in prepared.items()},
+        source / "_extra" / address.COLAB_BRANCH,
+    )
     fill(source / "index.md", landing)
     fill(source / "run-times.md", {"runs": run_times(run, results)})
     fill(source / "how-to-run.md", {"schedules": schedules(results)})
-    numbers = quote.Source(scoreboard.read(results), results)
-    board = {"counts": scoreboard.counts(numbers.boards), "scoreboard": scoreboard.page(numbers.boards)}
-    fill(source / "scoreboard.md", board)
+    boards = numbers.boards
+    counts = "\n\n".join(filter(None, [scoreboard.counts(boards), scoreboard.old(boards)]))
+    parts = {"strip": scoreboard.strip(boards), "counts": counts, "scoreboard": scoreboard.page(boards)}
+    fill(source / "scoreboard.md", parts)
     for page in source.glob("*.md"):
-        page.write_text(quote.fill(page.read_text(encoding="utf-8"), numbers), encoding="utf-8")
+        shown = dataclasses.replace(numbers, most_q=quote.FRONT) if page.name == "index.md" else numbers
+        text = diagrams.inline(quote.fill(page.read_text(encoding="utf-8"), shown), drawn)
+        page.write_text(text, encoding="utf-8")
     card.draw(results, source / "_static" / "card.png")
     # One bundle with every TeX extension. In _extra, because from _static it would be loaded twice.
     scripts = source / "_extra" / "_static" / "mathjax"
     scripts.mkdir(parents=True)
     shutil.copy(mathjax() / "tex-svg-full.js", scripts)
+
+
+def filled(notebook: Any, numbers: quote.Source) -> Any:
+    """A copy of ``notebook`` with what the marks in its text ask for."""
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = quote.fill(cell.source, numbers)
+    return notebook
+
+
+def for_colab(prepared: dict[str, Any], folder: pathlib.Path) -> None:
+    """Write the Colab edition of the ``prepared`` notebooks; it is published with the pages.
+
+    Raises:
+        BuildError: a cell would show markup that only the book knows.
+    """
+    made = edition.Edition.of(address.config(), prepared)
+    folder.mkdir(parents=True)
+    for name, notebook in prepared.items():
+        chapter = made.chapter(notebook, CHAPTERS[name])
+        for cell in chapter.cells:
+            if cell.cell_type == "markdown" and (found := edition.raw(cell.source)):
+                raise BuildError(
+                    f"Colab edition of {name}: {found[0]!r} is left; give it a rule in book/edition.py"
+                )
+        nbformat.write(chapter, folder / CHAPTERS[name].notebook)
 
 
 def fill(page: pathlib.Path, parts: dict[str, str]) -> None:
@@ -167,25 +220,46 @@ def reading(notebook: Any) -> int:
     return max(5, 5 * round(words / 1000))
 
 
-def running(run: pathlib.Path, chapter: Chapter) -> str:
+def front_card(chapter: Chapter, notebook: Any, drawn: dict[str, diagrams.Drawing], minutes: str) -> str:
+    """A chapter on the front page: picture, question, what was found, minutes."""
+    title = html.escape(sync.question(notebook) or chapter.title)
+    page = chapter.notebook.replace(".ipynb", ".html")
+    return (
+        f'<a class="card" href="notebooks/{page}">{drawn[f"card-{chapter.name}"].svg().replace(chr(10), "")}'
+        f'<span class="card-title">{chapter.number}. {title}</span>'
+        f'<span class="card-answer"><!-- answer {chapter.name} --></span>'
+        f'<span class="card-minutes">{minutes} min</span></a>'
+    )
+
+
+def run_button() -> str:
+    """The front page's second button: Colab, or how to run it where the repository has no address."""
+    url = address.colab(next(iter(CHAPTERS.values())).notebook)
+    kind, target, text = ("link", url, "Run it in Colab") if url else ("ref", "how-to-run", "Run it")
+    lines = [f"```{{button-{kind}}} {target}", *[":ref-type: doc"] * (not url)]
+    return "\n".join([*lines, ":color: primary", ":outline:", text, "```"])
+
+
+def running(run: pathlib.Path, chapter: Chapter) -> int:
     """Minutes that the run behind the pages took, with what its cache saved."""
-    (made,) = (each for each in records.runs(run, "quick", chapter.name) if each["seed"] == 0)
-    return f"{max(1, round(quote.minutes(made)))}\u00a0min"
+    for each in records.runs(run, "quick", chapter.name):
+        if each["seed"] == 0:
+            return max(1, round(quote.minutes(each)))
+    raise BuildError(f"chapter {chapter.name} has an executed notebook and no record of seed 0 in {run}")
 
 
 def citation() -> str:
     """The book as a BibTeX entry, from ``CITATION.cff``."""
     about = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     authors = " and ".join("{" + each["name"] + "}" for each in about["authors"])
     fields = {
         "title": about["title"],
         "author": authors,
-        "year": config["copyright"],
+        "year": address.config()["copyright"],
         "version": about["version"],
-        "url": config["repository"]["url"],
+        "url": address.repository(),
     }
-    lines = ",\n".join(f"  {key} = {{{value}}}" for key, value in fields.items())
+    lines = ",\n".join(f"  {key} = {{{value}}}" for key, value in fields.items() if value)
     return f"@software{{kdsec,\n{lines},\n}}"
 
 
@@ -204,11 +278,7 @@ def _tables(runs: list[dict[str, Any]]) -> str:
     """Two tables, one row for all seeds that ran with the same code, versions and machine."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for run in runs:
-        machine = run["machine"]
-        device = machine["gpu"] or f"{machine['cpu']}, threads: {machine['threads']}"
-        code = (run["commit"] or "unknown")[:10] + (", changed" if run["dirty"] else "")
-        versions = [run["versions"][name] for name in ("python", *LIBRARIES)]
-        groups.setdefault((run["chapter"], run["profile"], device, code, *versions), []).append(run)
+        groups.setdefault(_circumstances(run), []).append(run)
     times = [("chapter", "profile", "seeds", "minutes a seed", "on", "date")]
     made_by = [("chapter", "profile", "code", "python", *LIBRARIES)]
     for (chapter, profile, device, code, *versions), members in groups.items():
@@ -217,7 +287,20 @@ def _tables(runs: list[dict[str, Any]]) -> str:
         span = f"{min(minutes):.1f} to {max(minutes):.1f}" if len(minutes) > 1 else f"{minutes[0]:.1f}"
         times.append((chapter, profile, seeds, span, device, max(run["date"][:10] for run in members)))
         made_by.append((chapter, profile, code, *versions))
-    return _table(times) + "\n\n" + _table(made_by) if runs else "There is none."
+    return f"{markdown_table(times)}\n\n{markdown_table(made_by)}" if runs else "There is none."
+
+
+def _circumstances(run: dict[str, Any]) -> tuple[str, ...]:
+    """Chapter, profile, device, code and versions of a recorded run."""
+    try:
+        machine = run["machine"]
+        device = machine["gpu"] or f"{machine['cpu']}, threads: {machine['threads']}"
+        code = (run["commit"] or "unknown")[:10] + (", changed" if run["dirty"] else "")
+        versions = [run["versions"][name] for name in ("python", *LIBRARIES)]
+        return (run["chapter"], run["profile"], device, code, *versions)
+    except (KeyError, TypeError) as error:
+        which = f"{run['profile']} / {run['chapter']} / seed {run['seed']}"
+        raise BuildError(f"the json of record {which} does not say where it was made: {error}") from None
 
 
 def schedules(results: pathlib.Path) -> str:
@@ -235,12 +318,7 @@ def schedules(results: pathlib.Path) -> str:
         shares = [f"{100 * statistics.mean(each):.1f} %" for each in (full, fast)]
         images = f"{found['images']:,} of {tables.in_print(found['dataset'])}"
         rows.append((f"`{found['net']}`", images, len(full), *shares, gap))
-    return _table(rows)
-
-
-def _table(rows: list[tuple[Any, ...]]) -> str:
-    lines = [" | ".join(str(cell).replace("|", "/") for cell in row) for row in rows]
-    return "\n".join(f"| {line} |" for line in [lines[0], " | ".join(["---"] * len(rows[0])), *lines[1:]])
+    return markdown_table(rows)
 
 
 def digest(source: pathlib.Path) -> str:
@@ -284,8 +362,17 @@ def build(source: pathlib.Path, out: pathlib.Path) -> bool:
 
 
 def finish(page: pathlib.Path, pages: pathlib.Path) -> None:
-    """Take out the one address that the theme puts into every page, and look for marks of failure."""
+    """Take out the one address that the theme puts into every page, and look for marks of failure.
+
+    What the theme offers to download or to open in Colab is the source of a chapter: offer the Colab edition.
+    """
     text = THEBE.sub("", page.read_text(encoding="utf-8"))
+    for chapter in CHAPTERS.values():
+        text = re.sub(
+            rf"_sources/notebooks/{chapter.notebook}", f"{address.COLAB_BRANCH}/{chapter.notebook}", text
+        )
+        source = rf"{address.COLAB}/[^\"']*/notebooks/{chapter.notebook}"
+        text = re.sub(source, address.colab(chapter.notebook), text)
     page.write_text(text, encoding="utf-8")
     for what, pattern in (("an error", BROKEN), ("something from another host", OUTSIDE)):
         found = pattern.search(text)

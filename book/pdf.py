@@ -21,10 +21,11 @@ import sys
 import urllib.parse
 from collections.abc import Mapping
 
+import address
 import yaml
 from bs4 import BeautifulSoup, Tag
 
-from kdsec.files import beside
+from kdsec.errors import KdsecError, atomic_write
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAME = "kdsec-book.pdf"
@@ -32,8 +33,12 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 INDEX = "genindex"
 ANSWERS = "Solutions"
 UNKNOWN = 999  # a page number in the first print, as wide as a real one
-# What belongs to a screen; and code that the pages fold away, which prepares tables: the notebooks have it.
-SCREEN = "a.headerlink, script, style, button, input, .start, #download, details.hide"
+# What belongs to a screen; and what the pages fold away: code that prepares tables, and tables of every seed,
+# which notebooks and records have.
+SCREEN = (
+    "a.headerlink, a.permalink, script, :not(svg) > style, button, input, .start, #download, details.hide, "
+    "details.folded"
+)
 LINK = '<p id="download">'
 
 
@@ -74,7 +79,7 @@ class Book:
             PdfError: a page of the table of contents is missing.
         """
         self.pages = pages
-        self.config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+        self.config = address.config()
         toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
         self.parts = [("", [toc["root"]])]
         self.parts += [
@@ -160,12 +165,13 @@ class Book:
     def _front(self) -> str:
         about = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
         logo = f'<img src="{self.config["logo"]}" alt="">'
-        site, footer = self.config["html"]["baseurl"], self.config["html"]["extra_footer"]
+        site, footer = address.pages(self.config), self.config["html"]["extra_footer"]
+        link = f', <a href="{site}">{site}</a>' if site else ""
         return (
             f'<section class="front">{logo}<p class="title">{html.escape(self.config["title"])}</p>'
             f"<p>The security of knowledge distillation, as a book to read, run and check</p>"
             f'<p class="below">{html.escape(self.config["author"])}, {self.config["copyright"]}<br>'
-            f'Version {about["version"]}, <a href="{site}">{site}</a><br>{html.escape(footer)}</p></section>'
+            f"Version {about['version']}{link}<br>{html.escape(footer)}</p></section>"
         )
 
     def _contents(self, numbers: Mapping[str, int]) -> str:
@@ -273,13 +279,13 @@ def make(pages: pathlib.Path, program: str) -> pathlib.Path:
     book = Book(pages)
     made = printed(book, program)
     path = pages / NAME
-    with beside(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(made)
     first = pages / f"{book.names[0]}.html"
     text = first.read_text(encoding="utf-8")
     size = f"{max(page_numbers(made).values())} pages, {len(made) / 1e6:.0f} MB"
     link = f'{LINK}<a href="{NAME}" download>The whole book as PDF</a> ({size})</p>'
-    with beside(first) as part:
+    with atomic_write(first) as part:
         part.write_text(re.sub(rf"{LINK}.*?</p>", link, text, count=1), encoding="utf-8")
     return path
 
@@ -295,7 +301,7 @@ def main() -> int:
                 "the PDF is printed by Chromium; install it (Debian, Ubuntu: apt install chromium)"
             )
         print(make(arguments.pages.resolve(), program))
-    except PdfError as error:
+    except (PdfError, KdsecError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -4,4 +4,5 @@ import sys
 
 from kdsec.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # the processes of a run import this module too
+    sys.exit(main())

@@ -1,19 +1,25 @@
 """Checkpoints as safetensors, and a cache of trained models keyed by content.
 
 A trained model is looked up by *what it is made of*: initial weights, data, loss (with its teacher's
-weights), recipe, seed, and the source of the code that trains. Change any of these and it is another entry;
-change none and a rerun, or a run after a crash, loads it instead of training it again.
+weights), recipe, seed, and the code that trains. Change any of these and it is another entry; change none and
+a rerun, or a run after a crash, loads it instead of training it again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
 import errno
+import functools
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+import types
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,97 +29,125 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import kdsec
-from kdsec.answers import Answers
 from kdsec.data import ImageSet
-from kdsec.errors import KdsecError
-from kdsec.files import beside
-from kdsec.fingerprint import fingerprint, source_fingerprint
-from kdsec.train import Loss, Recipe, autocast_dtype, fit
+from kdsec.errors import KdsecError, atomic_write
+from kdsec.fingerprint import fingerprint, source_dependencies, source_fingerprint
+from kdsec.oracle import Memory, recalling
+from kdsec.train import CrossEntropy, Loss, Recipe, autocast_dtype, fit
 
 Model = TypeVar("Model", bound=nn.Module)
+Tensors = dict[str, Tensor]
 
-PACKAGE = pathlib.Path(kdsec.__file__).parent
-# The code that decides what training does. Losses and models carry their own source or weights in the key.
-TRAINING_CODE = [
-    PACKAGE / "train.py",
-    PACKAGE / "distill.py",
-    PACKAGE / "answers.py",
-    PACKAGE / "muon.py",
-    PACKAGE / "data" / "loader.py",
-    PACKAGE / "models",
-]
-
-
-def save_checkpoint(
-    path: pathlib.Path, tensors: dict[str, Tensor], recipe: str, **notes: Any
-) -> pathlib.Path:
-    """Write tensors (a state dict, say) and the fingerprint of how they were made; whole or not at all.
-
-    Raises:
-        KdsecError: no space left on the disk.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        with beside(path) as part:
-            save_file(plain, part, metadata={"recipe": recipe, "notes": json.dumps(notes)})
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise KdsecError(
-                f"no space left for {path}; free some or set KDSEC_CACHE to another disk"
-            ) from None
-        raise
-    return path
+# In every key: the code that trains. Losses and models bring their own code into it.
+TRAINING_CODE = "import kdsec.train, kdsec.distill, kdsec.models"
+# First bytes of files that are no safetensors, and how to convert them.
+OTHER_FORMATS = {
+    b"PK\x03\x04": "a zip file, such as torch.save or numpy.savez write",
+    b"\x80": "a pickle, as older versions of torch.save write",
+    b"\x93NUMPY": "a numpy array",
+    b"\x89HDF": "an HDF5 file",
+}
 
 
-def load_checkpoint(
-    path: pathlib.Path, recipe: str | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and notes back.
+@functools.cache
+def _training_code() -> str:
+    return source_fingerprint(*source_dependencies(TRAINING_CODE))
 
-    Args:
-        path: a file written by ``save_checkpoint``.
-        recipe: refuse the file unless it was made by this recipe (None: take any).
+
+def save_checkpoint(path: pathlib.Path, tensors: Mapping[str, Tensor], recipe: str, **notes: Any) -> None:
+    """Write tensors (a state dict, say), the fingerprint of how they were made, and a checksum; whole or not
+    at all.
 
     Raises:
-        KdsecError: the file is missing, damaged, or from another recipe.
+        KdsecError: the file cannot be written, for lack of space for instance.
     """
-    advice = "delete it and train again"
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    text = json.dumps(notes)
+    meta = {"recipe": recipe, "notes": text, "checksum": _checksum(plain, recipe, text)}
+    with _writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as part:
+            save_file(plain, part, metadata=meta)
+
+
+def load_checkpoint(path: pathlib.Path, recipe: str) -> tuple[Tensors, dict[str, Any]]:
+    """Read back the tensors and notes that ``save_checkpoint`` wrote.
+
+    Raises:
+        KdsecError: the file is missing, of another format, from another recipe, or its content is not what
+            was written.
+    """
+    if not path.is_file():
+        raise KdsecError(f"no checkpoint at {path}; train first")
     try:
         with safe_open(path, framework="pt") as stored:
             meta = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
-        raise KdsecError(f"no checkpoint at {path}; train first") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise KdsecError(f"checkpoint {path} is damaged ({type(error).__name__}); {advice}") from None
-    if recipe is not None and meta.get("recipe") != recipe:
-        raise KdsecError(f"checkpoint {path} was made by recipe {meta.get('recipe')}, not {recipe}; {advice}")
-    return tensors, json.loads(meta.get("notes", "{}"))
+        raise KdsecError(f"{path} {what_it_is(path)} ({type(error).__name__})") from None
+    if meta.get("recipe") != recipe:
+        raise KdsecError(f"checkpoint {path} was made by recipe {meta.get('recipe')}, not {recipe}")
+    notes = meta.get("notes", "")
+    if meta.get("checksum") != _checksum(tensors, recipe, notes):
+        raise KdsecError(f"checkpoint {path} does not have the content that was written to it")
+    return tensors, json.loads(notes)
 
 
-def load_into(model: nn.Module, path: pathlib.Path, recipe: str | None = None) -> dict[str, Any]:
-    """Load a checkpoint into ``model`` (eval mode afterwards) and return its notes.
+def _checksum(tensors: Tensors, recipe: str, notes: str) -> str:
+    return fingerprint([recipe, notes, sorted(tensors.items())])
 
-    Raises:
-        KdsecError: as ``load_checkpoint``, or the weights are those of another architecture.
-    """
-    tensors, notes = load_checkpoint(path, recipe)
+
+def what_it_is(path: pathlib.Path) -> str:
+    """What a file is that is no readable safetensors, to follow its name in a message."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    for magic, name in OTHER_FORMATS.items():
+        if start.startswith(magic):
+            return (
+                f"is {name}, not safetensors; if you trust it, load it with torch or numpy and "
+                "write its tensors to another file with safetensors.torch.save_file"
+            )
+    return "is damaged or no safetensors file; use an undamaged copy or train again"
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path) -> Iterator[None]:
+    """Turn what can go wrong with a folder into one line."""
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError:
-        raise KdsecError(
-            f"checkpoint {path} holds the weights of another architecture than this {type(model).__name__}; "
-            "build the model that was saved, or train again"
-        ) from None
-    model.eval()
-    return notes
+        yield
+    except (OSError, SafetensorError, NotImplementedError) as error:
+        number, text = getattr(error, "errno", None), str(error)
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "quota" in text
+        reason = "no space left" if full else f"cannot write: {getattr(error, 'strerror', None) or text}"
+        where = "on another disk" if full else "that can be written and locked"
+        raise KdsecError(f"cache folder {folder}: {reason}; set KDSEC_CACHE to a folder {where}") from None
 
 
 def home() -> pathlib.Path:
     """``KDSEC_CACHE`` if set, else ``~/.cache/kdsec``."""
-    return pathlib.Path(os.environ.get("KDSEC_CACHE") or pathlib.Path.home() / ".cache" / "kdsec")
+    return pathlib.Path(os.environ.get("KDSEC_CACHE") or "~/.cache/kdsec").expanduser()
+
+
+def check_folder(folder: pathlib.Path | None = None) -> None:
+    """Try the cache folder before anything runs: make it, write a file, lock it, remove it.
+
+    Raises:
+        KdsecError: it is no folder, cannot be written, is full, or has no file locks.
+    """
+    folder = folder or home()
+    trial = folder / f".{uuid.uuid4().hex}.trial"
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            trial.write_bytes(bytes(4096))
+            with FileLock(trial, timeout=5):
+                pass
+        finally:
+            with contextlib.suppress(OSError):
+                trial.unlink()
 
 
 @dataclass
@@ -121,11 +155,12 @@ class Cache:
     """Trained models and computed tensors by content.
 
     Attributes:
-        folder: where the entries lie; ``home()`` by default.
-        fresh: train everything again and overwrite what is there.
+        folder: of the entries; ``home()`` by default.
+        fresh: train everything again and overwrite the entries.
         hits: how many entries were reused so far.
         misses: how many were made.
-        seconds: what making all of them took, whenever that was.
+        seconds: what making all of them took, in this run or an earlier one.
+        operations: floating-point operations of all trainings, in this run or an earlier one.
         answers: what teachers said to the students trained so far.
     """
 
@@ -134,7 +169,9 @@ class Cache:
     hits: int = 0
     misses: int = 0
     seconds: float = 0.0
-    answers: Answers = field(default_factory=Answers)
+    operations: int = 0
+    answers: Memory = field(default_factory=Memory)
+    _counted: dict[str, int] = field(default_factory=dict, repr=False)
 
     def fit(
         self,
@@ -148,48 +185,126 @@ class Cache:
     ) -> Model:
         """``kdsec.train.fit``, or its result from an earlier run: same arguments, same weights."""
         precision = autocast_dtype(recipe.precision, data.images.device)
-        key = [model, data, recipe, loss, seed, str(precision)]
+        key = [fit, model, data, recipe, loss, seed, str(precision)]
 
-        def train() -> dict[str, Tensor]:
-            fit(model, data, recipe, loss, seed=seed, label=label, answers=self.answers)
+        def train() -> Tensors:
+            with recalling(self.answers):
+                fit(model, data, recipe, loss, seed=seed, label=label)
             return model.state_dict()
 
         # A fetched model gets the memory format that training leaves: its outputs then agree to the bit.
         model.to(memory_format=torch.channels_last)
-        model.load_state_dict(self.tensors(label, key, data.images.device, train))
+
+        def operations() -> int:
+            alike = f"{model} {loss} {data.shape} {recipe.batch_size}"
+            told = loss is None or (dataclasses.is_dataclass(loss) and "0x" not in alike)
+            step = self._counted.get(alike) if told else None  # counting costs as much as several steps
+            if step is None:
+                step = self._counted[alike] = step_operations(model, data, recipe, loss, seed)
+            return step * recipe.total_steps(len(data))
+
+        like = model.state_dict()
+        made = self.tensors(label, key, data.images.device, train, like, operations)
+        model.load_state_dict(made)
         return model.eval()
 
     def tensors(
-        self, label: str, key: Any, device: torch.device, make: Callable[[], dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+        self,
+        label: str,
+        key: Any,
+        device: torch.device,
+        make: Callable[[], Tensors],
+        like: Mapping[str, Tensor | None] | None = None,
+        operations: Callable[[], int] = int,
+    ) -> Tensors:
         """The tensors that ``make()`` returns, made once per ``key``.
 
-        When two processes want the same entry, one makes it and the other waits. A damaged entry is made
-        again.
+        When two processes want the same entry, one makes it and the other waits. An entry that is damaged or
+        holds something else is made again, which is said on standard error.
 
         Args:
             label: readable part of the file name; an entry made under another one serves as well.
             key: everything the result depends on; must have a fingerprint.
             device: where the tensors go; its type is part of the key, as the last bits depend on it.
             make: called when there is no usable entry.
+            like: names of the tensors, each with one of the right shape and type, or None for any.
+            operations: how many floating-point operations ``make()`` took, for the records.
         """
-        recipe = fingerprint([key, device.type, torch.__version__, source_fingerprint(*TRAINING_CODE)])
+        recipe = fingerprint([key, device.type, torch.__version__, _training_code()])
         path = self.folder / f"{label}-{recipe}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / f"{recipe}.lock"):  # the empty lock file stays: removing it would race
-            path = next(self.folder.glob(f"*-{recipe}.safetensors"), path)
+        with _locked(self.folder / f"{recipe}.lock"):  # the lock file stays: removing it would race
+            path = self._entry(path)
             if not self.fresh and path.exists():
                 try:
                     tensors, notes = load_checkpoint(path, recipe)
-                    self.hits += 1
-                    self.seconds += notes.get("seconds", 0.0)
-                    return {name: tensor.to(device) for name, tensor in tensors.items()}
+                    _check_names_and_shapes(path, tensors, like)
                 except KdsecError as error:
                     print(f"kdsec: {error}; making it again", file=sys.stderr)
+                else:
+                    self.hits += 1
+                    self.seconds += notes.get("seconds", 0.0)
+                    self.operations += notes.get("operations", 0)
+                    return {name: tensor.to(device) for name, tensor in tensors.items()}
             started = time.monotonic()
             tensors = make()
             seconds = time.monotonic() - started
-            save_checkpoint(path, tensors, recipe, seconds=round(seconds, 4))
+            counted = operations()
+            save_checkpoint(path, tensors, recipe, seconds=round(seconds, 4), operations=counted)
             self.misses += 1
+            self.operations += counted
             self.seconds += seconds
         return tensors
+
+    def _entry(self, path: pathlib.Path) -> pathlib.Path:
+        """The file with the recipe of ``path``, under any label; beside ``path`` if that is a folder."""
+        recipe = path.stem.rpartition("-")[2]
+        found = [each for each in sorted(self.folder.glob(f"*-{recipe}.safetensors")) if each.is_file()]
+        if not found and path.is_dir():
+            print(f"kdsec: {path} is a folder; the entry gets another name", file=sys.stderr)
+            return path.with_name(f"_{path.name}")
+        return found[0] if found else path
+
+
+def step_operations(
+    model: nn.Module, data: ImageSet, recipe: Recipe, loss: Loss | None = None, seed: int = 0
+) -> int:
+    """Floating-point operations of one training step: convolutions and matrix products, two a multiplication.
+
+    What the loss does beside counts too: an attack on each batch, a teacher's answers (even those that a
+    training recalls). Nothing is changed, and an oracle is asked about images of the training only.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # not for those who only read the cache
+
+    twin, batch = copy.deepcopy(model).train(), next(recipe.batches(data, seed))
+    counter: Any = FlopCounterMode(display=False)
+    # No count by module: torch's tracker of modules fails on a loss that calls autograd.grad on its input.
+    nothing = types.SimpleNamespace(parents=("Global",), __enter__=lambda: None, __exit__=lambda: None)
+    counter.mod_tracker = nothing
+    with torch.random.fork_rng(), counter:
+        (loss or CrossEntropy())(twin, batch).backward()
+    return counter.get_total_flops()
+
+
+def _check_names_and_shapes(
+    path: pathlib.Path, tensors: Tensors, like: Mapping[str, Tensor | None] | None
+) -> None:
+    def form(tensor: Tensor) -> tuple[Any, ...]:
+        return tensor.shape, tensor.dtype
+
+    if like is not None and (
+        tensors.keys() != like.keys()
+        or any(wanted is not None and form(wanted) != form(tensors[name]) for name, wanted in like.items())
+    ):
+        raise KdsecError(f"checkpoint {path} holds other tensors than this result has")
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    lock = FileLock(path)
+    with _writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

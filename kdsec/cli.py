@@ -1,25 +1,31 @@
-"""The command ``kdsec``: list and run chapters, look after data, print recorded results.
+"""The command ``kdsec``: list and run chapters, audit a model, look after data, print recorded results.
 
-Exit status: 0 all well, 1 a chapter failed, 2 a mistake in what was asked for, 130 interrupted.
-What each command needs is imported when it runs, so that ``--help`` and ``list`` answer at once.
+Exit status: 0 success, 1 a chapter failed, 2 a mistake in what was asked for, 130 interrupted.
+Each command imports what it needs when it runs, so that ``--help`` and ``list`` answer at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import io
 import json
 import math
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from kdsec import __version__
-from kdsec.chapters import CHAPTERS, PROFILES
-from kdsec.errors import KdsecError, choose
+from kdsec.audit.command import add_options
+from kdsec.audit.command import run as audit
+from kdsec.config import CHAPTERS, PROFILES
+from kdsec.errors import KdsecError, check_choice, check_path
 from kdsec.report.text import text_table
 
+MOST_SEEDS = 1000
 KEYS = ["chapter", "dataset", "arm", "model", "setting", "metric"]
 
 
@@ -32,7 +38,15 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Mistakes and failing disks are one line, bugs a traceback."""
+    warnings.formatwarning = lambda message, *_, **__: f"kdsec: warning: {message}\n"
+    if sys.stderr is None:  # closed by the caller
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that this terminal cannot show
     try:
+        if sys.stdout is None:
+            raise KdsecError("standard output is closed; send it to a file or to /dev/null")
         options = _parser().parse_args(arguments)
         status: int = options.action(options)
         sys.stdout.flush()
@@ -42,20 +56,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         kept = f" ({stop})" if str(stop) else ""
         return _complain(f"interrupted{kept}; the same command without --fresh goes on from here", 130)
-    except BrokenPipeError:
-        # The reader of our output has left (`| head`): no message, and none from Python's own flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return _complain(f"{where}{error.strerror}; mend that or choose another folder", 2)
+        if error.filename is None:
+            # Output failed. Python would flush it again at exit and complain about that.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):
+            return 0  # the reader of our output has left (`| head`)
+        where = error.filename or "output"
+        return _complain(f"{where}: {error.strerror}; free some space or choose another folder", 2)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``0,1,2``, ``0-4`` or both mixed.
+
+    Raises:
+        KdsecError: anything else, or a range of too many seeds.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = [first, last] if dash else [first]
+        if not all(end.isascii() and end.isdecimal() and len(end) <= 10 for end in ends):
+            raise KdsecError(f"--seeds {text!r} is not a list of whole numbers; write 0,1,2 or 0-4")
+        low, high = int(ends[0]), int(ends[-1])
+        if not 0 <= high - low < MOST_SEEDS:
+            wanted = f"a range from low to high of at most {MOST_SEEDS} seeds"
+            raise KdsecError(f"--seeds {text!r}: {part} is not {wanted}")
+        seeds += range(low, high + 1)
+    return seeds
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """Each ``NAME=VALUE``: Python values where they parse as such, else text.
+
+    Raises:
+        KdsecError: not of this form, or a name twice.
+    """
+    overrides: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier() or name in overrides:
+            raise KdsecError(f"--set {pair!r} is not NAME=VALUE with a new name, such as validation=0.2")
+        try:
+            overrides[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            overrides[name] = text
+    return overrides
 
 
 def _complain(message: str, status: int) -> int:
     print(f"kdsec: error: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _folder(text: str) -> str:
+    try:
+        return str(check_path("DIR", text))
+    except KdsecError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _parser() -> _Parser:
@@ -68,34 +128,37 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, action: Callable[..., int], text: str, to: Any = commands) -> _Parser:
-        made: _Parser = to.add_parser(name, help=text, description=text, allow_abbrev=False)
-        made.set_defaults(action=action)
-        return made
+        parser: _Parser = to.add_parser(name, help=text, description=text, allow_abbrev=False)
+        parser.set_defaults(action=action)
+        return parser
 
-    lister = command("list", _list, "the chapters of the book")
+    lister = command("list", _list, "list the chapters of the book")
     _add_format(lister, "table", "json")
-    _add_run(command("run", _run, "run chapters; what is done already is kept"))
+    _add_run(command("run", _run, "run chapters; finished runs are kept"))
 
-    data = command("data", _data_list, "data sets: which are here, fetch, pack, check")
+    add_options(command("audit", audit, "find out what serving a model of your own gives away"))
+
+    data = command("data", _data_list, "list, download, pack and check data sets")
     kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_format(
-        command("list", _data_list, "the data sets, and where they are read from", kinds), "table", "json"
+        command("list", _data_list, "list the data sets and where they are read from", kinds), "table", "json"
     )
     get = command("get", _data_get, "download data sets", kinds)
     get.add_argument("names", metavar="NAME", nargs="+")
     pack = command("pack", _data_pack, "write DIR/NAME.npz, for machines without internet", kinds)
     pack.add_argument("name", metavar="NAME")
-    pack.add_argument("--to", metavar="DIR", required=True)
-    check = command("check", _data_check, "read data sets whole; default: all that are here", kinds)
+    pack.add_argument("--to", metavar="DIR", type=_folder, required=True)
+    pack.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    check = command("check", _data_check, "read whole data sets (default: all that are present)", kinds)
     check.add_argument("names", metavar="NAME", nargs="*")
 
-    results = command("results", _results, "recorded results: mean and spread over seeds, or the rows")
+    results = command("results", _results, "print recorded results: mean and spread over seeds, or rows")
     results.add_argument("chapter", metavar="CHAPTER", nargs="?", help="default: all")
     _add_profile(results)
     _add_format(results, "table", "csv", "json")
     _add_folder(results)
 
-    verify = command("verify", _verify, "what the papers claim, and the verdicts by recorded results")
+    verify = command("verify", _verify, "print the papers' claims, with verdicts from recorded results")
     verify.add_argument("chapters", metavar="CHAPTER", nargs="*", help="default: all")
     _add_profile(verify)
     _add_format(verify, "table", "json")
@@ -106,28 +169,20 @@ def _parser() -> _Parser:
 def _add_run(run: _Parser) -> None:
     run.add_argument("chapters", metavar="CHAPTER", nargs="*", help="default: all; see `kdsec list`")
     _add_profile(run)
-    run.add_argument("--seeds", metavar="LIST", default="0", help="such as 0,1,2 or 0-4 (default: 0)")
-    run.add_argument("--jobs", metavar="N", default="1", help="runs at a time (default: 1)")
-    run.add_argument("--device", metavar="DEVICE", default="auto", help="auto, cpu or cuda (default: auto)")
-    run.add_argument("--out", metavar="DIR", help="where results go (default: results)")
-    run.add_argument("--fresh", action="store_true", help="run and train anew what is done already")
-    run.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        dest="overrides",
-        action="append",
-        default=[],
-        help="change a setting of the profile; needs --out",
-    )
-    run.add_argument("--notebooks", metavar="DIR", help="the chapters' notebooks (default: the repository's)")
-    run.add_argument(
-        "--gaps-first",
-        action="store_true",
-        help="begin with what closes the widest gaps in the scoreboard, as `kdsec verify` shows them",
-    )
-    run.add_argument(
-        "--minutes", metavar="N", help="begin no run after N minutes; those under way go on to their end"
-    )
+    add = run.add_argument
+    add("--seeds", metavar="LIST", default="0", help="such as 0,1,2 or 0-4 (default: 0)")
+    add("--jobs", metavar="N", type=int, default=1, help="runs at a time (default: 1)")
+    add("--device", metavar="DEVICE", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--out", metavar="DIR", type=_folder, help="folder for results (default: results)")
+    add("--fresh", action="store_true", help="run and train again, even what is finished")
+    text = "change a setting of the profile; needs --out"
+    add("--set", metavar="NAME=VALUE", dest="overrides", action="append", default=[], help=text)
+    text = "folder of the chapters' notebooks (default: the repository's)"
+    add("--notebooks", metavar="DIR", type=_folder, help=text)
+    text = "begin with the runs that the most undecided claims need, as `kdsec verify` shows them"
+    add("--gaps-first", action="store_true", help=text)
+    text = "start no run after N minutes; running ones finish"
+    add("--minutes", metavar="N", type=float, default=math.inf, help=text)
 
 
 def _add_profile(parser: _Parser) -> None:
@@ -141,9 +196,8 @@ def _add_format(parser: _Parser, *formats: str) -> None:
 
 
 def _add_folder(parser: _Parser) -> None:
-    parser.add_argument(
-        "--out", metavar="DIR", help="where `kdsec run --out DIR` put them (default: the book's own)"
-    )
+    text = "folder that `kdsec run --out DIR` wrote (default: the book's own records)"
+    parser.add_argument("--out", metavar="DIR", type=_folder, help=text)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -155,43 +209,27 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from kdsec.plan import parse_overrides, parse_seeds
-
-    seeds = parse_seeds(options.seeds)
-    overrides = parse_overrides(options.overrides)
-    minutes = _minutes(options.minutes)
-    if not options.jobs.isdecimal() or int(options.jobs) < 1:
-        raise KdsecError(f"--jobs {options.jobs!r} is not a whole number from 1 up")
-    for name in options.chapters:  # the checks that need nothing heavy come first: typing errors show at once
-        choose("chapter", name, CHAPTERS)
-    choose("profile", options.profile, PROFILES)
     from kdsec.runner import run_chapters, short
 
     outcomes = run_chapters(
         options.chapters,
         options.profile,
-        seeds,
-        jobs=int(options.jobs),
+        parse_seeds(options.seeds),
+        jobs=options.jobs,
         device=options.device,
         out=options.out,
         fresh=options.fresh,
-        overrides=overrides,
+        overrides=parse_overrides(options.overrides),
         notebooks=options.notebooks,
         gaps_first=options.gaps_first,
-        minutes=minutes,
+        minutes=options.minutes,
     )
-    rows = [
-        {
-            "chapter": each.chapter,
-            "seed": each.seed,
-            "status": each.status,
-            "seconds": f"{each.seconds:.1f}",
-            "where": short(each.where),
-        }
-        for each in outcomes
-    ]
+    columns = ("chapter", "seed", "status")
+    rows = [{name: getattr(outcome, name) for name in columns} for outcome in outcomes]
+    for row, outcome in zip(rows, outcomes, strict=True):
+        row |= {"seconds": f"{outcome.seconds:.1f}", "where": short(outcome.where)}
     print(text_table(rows))
-    return 1 if any(each.status == "failed" for each in outcomes) else 0
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 
 def _data_list(options: argparse.Namespace) -> int:
@@ -204,7 +242,7 @@ def _data_get(options: argparse.Namespace) -> int:
     from kdsec import data
 
     for name in options.names:
-        choose("dataset", name, data.DATASETS)
+        check_choice("dataset", name, data.DATASETS)
     for name in options.names:
         print(f"{name}: {data.fetch(name) or 'bundled, nothing to download'}", flush=True)
     return 0
@@ -213,19 +251,18 @@ def _data_get(options: argparse.Namespace) -> int:
 def _data_pack(options: argparse.Namespace) -> int:
     from kdsec import data
 
-    print(data.pack(options.name, options.to))
+    print(data.pack(options.name, options.to, overwrite=options.overwrite))
     return 0
 
 
 def _data_check(options: argparse.Namespace) -> int:
-    """Every set is checked even when one is damaged, so that one call tells all there is to mend."""
+    """Check every set even when one is damaged, so that one call names all that are."""
     from kdsec import data
 
     here = [row["name"] for row in data.status() if not row["where"].startswith("not here")]
-    for name in options.names:
-        choose("dataset", name, data.DATASETS)
+    names = [check_choice("dataset", name, data.DATASETS) for name in options.names] or here
     status = 0
-    for name in options.names or here:
+    for name in names:
         try:
             print(data.check(name), flush=True)
         except KdsecError as error:
@@ -234,7 +271,7 @@ def _data_check(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace) -> int:
-    choose("format", options.format, options.formats)
+    check_choice("format", options.format, options.formats)
     from kdsec.report import records
 
     folder = pathlib.Path(options.out) if options.out is not None else records.recorded_folder()
@@ -248,7 +285,8 @@ def _results(options: argparse.Namespace) -> int:
     if options.format == "csv":
         frame.to_csv(sys.stdout, index=False, float_format="%.9g", lineterminator="\n")
     elif options.format == "json":
-        print(frame.to_json(orient="records", indent=1, double_precision=15))
+        values = [records.typed(text) for text in frame["setting"]]
+        print(frame.assign(settings=values).to_json(orient="records", indent=1, double_precision=15))
     else:
         rows = []
         for labels, values in frame.groupby(KEYS, sort=False)["value"]:
@@ -260,33 +298,25 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    choose("format", options.format, options.formats)
-    from kdsec.report import claims
+    check_choice("format", options.format, options.formats)
+    from kdsec.report import claims, scoreboard, verdicts
 
-    found = claims.scoreboard(options.profile, options.chapters, options.out)
-    if options.out is not None and all(each.verdict == claims.NOT_RUN for each in found):
+    found = verdicts.scoreboard(options.profile, list(dict.fromkeys(options.chapters)), options.out)
+    if options.out is not None and all(each.verdict == verdicts.NOT_RUN for each in found):
         raise KdsecError(f"no records at profile {options.profile} in {options.out}; `kdsec run` makes them")
     if options.format == "json":
         return _show([each.facts() for each in found], options)
     for name, paper in claims.papers().items():
-        if mine := [each for each in found if each.claim.chapter == name]:
-            print(f"{name}: {paper.paper}\n\n{text_table([each.row() for each in mine])}\n")
-    verdicts = [each.verdict for each in found]
-    print(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)))
+        for ours, what in ((False, paper.paper), (True, "our own questions")):
+            mine = [each.row() for each in found if each.claim.chapter == name and each.claim.ours is ours]
+            if mine:
+                print(f"{name}: {what}\n\n{text_table(mine)}\n")
+    for line in [*scoreboard.summary(found), scoreboard.old({options.profile: found})]:
+        print(line, end="\n" if line else "")
     return 0
 
 
 def _show(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> int:
-    as_json = choose("format", options.format, options.formats) == "json"
+    as_json = check_choice("format", options.format, options.formats) == "json"
     print(json.dumps(list(rows), indent=1) if as_json else text_table(rows))
     return 0
-
-
-def _minutes(text: str | None) -> float:
-    try:
-        minutes = math.inf if text is None else float(text)
-    except ValueError:
-        minutes = 0.0
-    if not minutes > 0:
-        raise KdsecError(f"--minutes {text!r} is not a number above 0; for instance --minutes 90")
-    return minutes

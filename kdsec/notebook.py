@@ -1,47 +1,39 @@
-"""Read, parameterise and tidy a chapter's notebook; nothing here executes one.
+"""A chapter's notebook: read it, set its parameters, execute it, make the page of the book.
 
-papermill could set the parameters too, but it ignores unknown names in silence and turns tuples into text.
+papermill could set the parameters itself, but it ignores unknown names and turns tuples into text.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
-import importlib.util
-import json
+import os
 import pathlib
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from kdsec.errors import KdsecError
-from kdsec.files import beside
+from kdsec.errors import KdsecError, atomic_write
 
 PARAMETERS = ("profile", "seed", "device", "out", "overrides")
 INJECTED = "injected-parameters"  # papermill's tag, which other tools know too
-
-
-class _Node(dict[str, Any]):
-    """What nbformat makes of a JSON object, in a line."""
-
-    __getattr__ = dict.__getitem__
-
-
-def jupyter() -> bool:
-    """Whether the packages of the extra ``run`` are here, which execute notebooks and keep their pages."""
-    return all(importlib.util.find_spec(name) for name in ("ipykernel", "nbclient", "nbformat", "papermill"))
+INSTALL = "needs papermill, nbformat and ipykernel; in the clone: pip install '.[run]'"
+SOCKET_PATH_LIMIT = 90  # bytes; the system's limit is 104 or 108, and the kernel appends to the name
+KERNEL_START_SECONDS = 300.0
 
 
 def read(path: pathlib.Path) -> Any:
-    """The notebook as nbformat knows it (version 4), or without nbformat as much of it as can be executed.
+    """The notebook as nbformat knows it (version 4).
 
     Raises:
-        KdsecError: it cannot be read, or is no notebook.
+        KdsecError: it cannot be read, is not a notebook, or nbformat is not installed.
     """
-    if not jupyter():
-        return _read_plainly(path)
-    import nbformat
-
+    try:
+        import nbformat
+    except ImportError:
+        raise KdsecError(f"to read a notebook kdsec {INSTALL}") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a cell without an id, which nbformat then gives it
@@ -57,47 +49,30 @@ def read(path: pathlib.Path) -> Any:
     return result
 
 
-def _read_plainly(path: pathlib.Path) -> Any:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"), object_hook=_Node)
-        for cell in result.cells:
-            cell["source"] = "".join(cell.source)
-            cell.cell_type, cell.metadata  # noqa: B018
-    except OSError as error:
-        raise KdsecError(f"cannot read the notebook {path}: {error.strerror}") from None
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise KdsecError(f"{path} is not a notebook; restore it from the repository") from None
-    return result
-
-
 def write(notebook: Any, path: pathlib.Path) -> None:
     """Write a notebook, whole or not at all."""
     import nbformat
 
-    with beside(path) as part:
+    with atomic_write(path) as part:
         nbformat.write(notebook, part)
 
 
 def check_parameters(notebook: Any, path: pathlib.Path) -> None:
-    """Make sure the cell tagged ``parameters`` sets exactly ``PARAMETERS``.
+    """Make sure that the cell tagged ``parameters`` sets exactly ``PARAMETERS``.
 
     Raises:
-        KdsecError: there is no such cell, or it sets other names.
+        KdsecError: there is no such cell, it is not Python, or it sets other names.
     """
-    wanted = f"it must set exactly {', '.join(PARAMETERS)}"
     index = _tagged(notebook, "parameters")
-    if index is None:
-        raise KdsecError(f"{path} has no cell tagged 'parameters'; {wanted}")
-    try:
-        statements = ast.parse(notebook.cells[index].source).body
-    except SyntaxError:
-        raise KdsecError(f"the parameters cell of {path} is not plain Python; {wanted}") from None
-    targets = [target for node in statements if isinstance(node, ast.Assign) for target in node.targets]
-    found = {target.id for target in targets if isinstance(target, ast.Name)}
-    if missing := [name for name in PARAMETERS if name not in found]:
-        raise KdsecError(f"the parameters cell of {path} lacks {', '.join(missing)}; {wanted}")
-    if unknown := sorted(found - set(PARAMETERS)):
-        raise KdsecError(f"the parameters cell of {path} has unknown {', '.join(unknown)}; {wanted}")
+    names: set[str] = set()
+    with contextlib.suppress(SyntaxError):
+        for node in ast.walk(ast.parse("" if index is None else notebook.cells[index].source)):
+            names |= {target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)}
+    if wrong := sorted(names ^ set(PARAMETERS)):
+        raise KdsecError(
+            f"{path} needs a cell tagged 'parameters' that sets exactly {', '.join(PARAMETERS)}; "
+            f"it lacks or has in excess: {', '.join(wrong)}"
+        )
 
 
 def code(notebook: Any) -> list[str]:
@@ -121,20 +96,18 @@ def with_parameters(notebook: Any, values: Mapping[str, Any]) -> Any:
 def finished(source: Any, executed: Any, values: Mapping[str, Any], shown: str | None = None) -> Any:
     """The page of the book: text, code and tags of ``source``, outputs of ``executed``.
 
-    Times, durations and paths that the execution left in the metadata stay behind, so that a rerun with the
-    same results gives the same file. ``out`` is set to None: running the page again by hand writes no record.
-    ``shown`` says of which recorded runs the outputs speak, see ``shown_by``.
+    Times and paths in the metadata are left out, so that a rerun with the same results gives the same file.
+    ``out`` is set to None: running the page by hand writes no record. ``shown`` is stored in the metadata.
 
     Raises:
         KdsecError: the two do not have the same number of code cells.
     """
     result = with_parameters(source, {**values, "out": None})
-    mine = [cell for cell in result.cells if cell.cell_type == "code"]
-    theirs = [cell for cell in executed.cells if cell.cell_type == "code"]
-    if len(mine) != len(theirs):
+    cells, ran = ([cell for cell in book.cells if cell.cell_type == "code"] for book in (result, executed))
+    if len(cells) != len(ran):
         raise KdsecError("the executed notebook does not belong to this source; run it with --fresh")
-    for cell, ran in zip(mine, theirs, strict=True):
-        cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+    for cell, done in zip(cells, ran, strict=True):
+        cell.outputs, cell.execution_count = done.outputs, done.execution_count
     if "language_info" in executed.metadata:
         result.metadata["language_info"] = executed.metadata["language_info"]
     if shown is not None:
@@ -142,28 +115,95 @@ def finished(source: Any, executed: Any, values: Mapping[str, Any], shown: str |
     return result
 
 
-def shown_by(page: Any) -> str | None:
-    """What ``finished`` was given as ``shown``."""
-    shown: str | None = page.metadata.get("kdsec", {}).get("shown")
-    return shown
-
-
 def describe(notebook: Any, index: int) -> tuple[int, int, str]:
     """Of the cell at ``index``: its number among the code cells, their count, the heading above it."""
     number = sum(cell.cell_type == "code" for cell in notebook.cells[: index + 1])
     total = sum(cell.cell_type == "code" for cell in notebook.cells)
-    heading = ""
-    for cell in notebook.cells[:index]:
-        if cell.cell_type == "markdown":
-            titles = [line for line in cell.source.splitlines() if line.startswith("#")]
-            heading = titles[-1].lstrip("# ").strip() if titles else heading
-    return number, total, heading
+    text = [cell.source for cell in notebook.cells[:index] if cell.cell_type == "markdown"]
+    titles = [line for source in text for line in source.splitlines() if line.startswith("#")]
+    return number, total, titles[-1].lstrip("# ").strip() if titles else ""
 
 
-def first_line(source: str) -> str:
-    """The first line of a cell that is code, to recognise the cell by."""
-    lines = [line.strip() for line in source.splitlines()]
-    return next((line for line in lines if line and not line.startswith("#")), "")
+def execute(
+    prepared: pathlib.Path, executed: pathlib.Path, kernel: Any, report: Callable[[int, int, str], None]
+) -> str:
+    """Run ``prepared`` with papermill, write ``executed``; returns what went wrong, empty if nothing did.
+
+    ``report`` is told of each code cell when it begins, with what ``describe`` says of it.
+    """
+    import papermill
+    from jupyter_core.utils import run_sync
+    from nbclient.exceptions import DeadKernelError
+
+    cells = read(prepared)
+    current = 0
+
+    def started(cell: Any, cell_index: int) -> None:
+        nonlocal current
+        if cell.cell_type == "code":
+            current = cell_index
+            report(*describe(cells, current))
+
+    try:
+        papermill.execute_notebook(
+            str(prepared),
+            str(executed),
+            kernel_name=kernel.kernel_name,
+            km=kernel,
+            progress_bar=False,
+            start_timeout=KERNEL_START_SECONDS,
+            iopub_timeout=60,  # the default of 4 s is too short for a busy machine
+            record_timing=False,
+            coalesce_streams=True,  # how prints are cut into pieces depends on the clock
+            on_cell_start=started,
+        )
+    except papermill.PapermillExecutionError as error:
+        # The index counts cells of the notebook as papermill saw it, which is the prepared one.
+        return _failure(cells, error.cell_index, _one_line(error.ename, error.evalue))
+    except DeadKernelError:
+        return _failure(cells, current, "the kernel died, perhaps because memory ran out")
+    finally:
+        run_sync(kernel.shutdown_kernel)(now=True)
+    return ""
+
+
+def this_python(connection: pathlib.Path) -> Any:
+    """A kernel that is this very interpreter, whichever kernels are installed under whatever names.
+
+    It is reached through socket files where the system has them: TCP ports of parallel kernels may clash.
+    """
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisPython(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=argv, display_name=kernel_name, language="python")
+
+    sockets = os.name == "posix" and len(os.fsencode(connection)) < SOCKET_PATH_LIMIT
+    return AsyncKernelManager(
+        kernel_name="python3",
+        kernel_spec_manager=ThisPython(),
+        connection_file=str(connection),
+        transport="ipc" if sockets else "tcp",
+    )
+
+
+def _failure(cells: Any, index: int, reason: str) -> str:
+    number, total, heading = describe(cells, index)
+    under = f" under {heading!r}" if heading else ""
+    lines = [line.strip() for line in cells.cells[index].source.splitlines()]
+    first = next((line for line in lines if line and not line.startswith("#")), "")
+    return f"code cell {number} of {total}{under}, `{first}`: {reason}"
+
+
+def _one_line(name: str, value: str) -> str:
+    """An error of kdsec's says everything itself; any other needs its class."""
+    message = " ".join(value.split())
+    message = message if len(message) <= 400 else message[:400] + " ..."
+    if name == KdsecError.__name__:
+        return message
+    return f"{name}: {message}" if message else name
 
 
 def _own_cells(notebook: Any) -> list[Any]:
@@ -171,5 +211,5 @@ def _own_cells(notebook: Any) -> list[Any]:
 
 
 def _tagged(notebook: Any, tag: str) -> int | None:
-    found = (i for i, cell in enumerate(notebook.cells) if tag in cell.metadata.get("tags", []))
-    return next(found, None)
+    tagged = (i for i, cell in enumerate(notebook.cells) if tag in cell.metadata.get("tags", []))
+    return next(tagged, None)

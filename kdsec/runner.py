@@ -1,32 +1,51 @@
-"""Run chapters: each (chapter, seed) is one notebook in a process of its own, several at a time.
+"""Run chapters: each (chapter, seed) is one notebook in its own process, several at a time.
 
-What there is to run, and what of it is done, ``kdsec.plan`` says. A run that fails or is
-interrupted never touches the results of an earlier one.
+A run executes in a hidden folder beside its final place. Only when every cell has run and its record is whole
+are record and page moved to their final names, so a run that fails or is killed changes no earlier result.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
+import collections
 import contextlib
+import fcntl
 import math
+import multiprocessing
+import os
 import pathlib
+import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any
 
-from kdsec.errors import KdsecError
-from kdsec.execute import Job
-from kdsec.launch import Display, Launcher, cores
-from kdsec.plan import RESULTS, is_done, plan, widest_gaps_first
+from tqdm import tqdm
+
+from kdsec import notebook
+from kdsec.errors import KdsecError, check_number
+from kdsec.planning import RunSpec, is_done, plan, widest_gaps_first
+from kdsec.report.provenance import repository
+from kdsec.report.records import location, recipe_of
+
+STOP_SECONDS = 10.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A freed block of memory is kept for the next step. Getting each block of a megabyte from the system takes a
+# tenth of a quick chapter's time on a virtual machine.
+KEEP_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**31),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the largest that glibc accepts
+}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one (chapter, seed): ``status`` is done, resumed, failed or left (with a reason)."""
+    """What became of one (chapter, seed). ``status``: done, resumed, failed or left; ``reason``: why."""
 
     chapter: str
     seed: int
@@ -43,114 +62,59 @@ def run_chapters(
     *,
     jobs: int = 1,
     device: str = "auto",
-    out: str | pathlib.Path | None = None,
+    out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     overrides: Mapping[str, Any] | None = None,
-    notebooks: str | pathlib.Path | None = None,
+    notebooks: str | os.PathLike[str] | None = None,
     gaps_first: bool = False,
     minutes: float = math.inf,
 ) -> list[Outcome]:
-    """Execute chapters and keep records and executed notebooks under ``out/<profile>/<chapter>/``.
+    """Execute chapters and keep records and pages under ``out/<profile>/<chapter>/``.
+
+    A script calls this under ``if __name__ == "__main__":``, as it starts processes.
 
     Args:
         chapters: names; none means all.
-        profile: one of ``kdsec.chapters.PROFILES``.
+        profile: one of ``kdsec.config.PROFILES``.
         seeds: one run for each.
-        jobs: how many run at once; the processor's cores are shared out among them.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        out: where results go; None means ``results`` here.
-        fresh: run even what is done, and train anew instead of using the cache.
+        jobs: runs at a time; they share the processor's cores.
+        device: one of ``DEVICES``.
+        out: folder of the results; None means ``results`` here.
+        fresh: run even what is done, and train again instead of using the cache.
         overrides: settings to change from the profile's.
-        notebooks: the folder of the chapters' notebooks; None means the repository's.
-        gaps_first: begin with what closes the widest gaps in the scoreboard; see ``plan.widest_gaps_first``.
-        minutes: after these no run is begun; those under way go on to their end.
+        notebooks: folder of the chapters' notebooks; None means the repository's.
+        gaps_first: order the runs by ``widest_gaps_first``.
+        minutes: after these no run is begun; those under way are finished.
 
     Returns:
-        One outcome per chapter and seed, in order. Failed runs are among them, not raised.
+        One outcome per chapter and seed, in order, failed runs included.
 
     Raises:
-        KdsecError: anything asked for that cannot be run; nothing was started then.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; all processes are gone, and finished runs are kept.
+        KdsecError: something asked for cannot be run; nothing was started.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; all processes are gone, and finished runs are kept.
     """
-    target = pathlib.Path(out or RESULTS).absolute()
-    with tempfile.TemporaryDirectory(prefix="kdsec-", ignore_cleanup_errors=True) as scratch:
+    check_number("jobs", jobs, least=1, whole=True)
+    if minutes != math.inf:
+        check_number("minutes", minutes, above=0)
+    deadline = time.monotonic() + 60 * minutes
+    with _stop_requested() as stop:
         asked = plan(
-            chapters,
-            profile,
-            seeds,
-            device=device,
-            out=out,
-            overrides=overrides,
-            notebooks=notebooks,
-            scratch=pathlib.Path(scratch),
+            chapters, profile, seeds, device=device, out=out, overrides=overrides, notebooks=notebooks
         )
-        if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-            raise KdsecError(f"jobs {jobs!r} is not a whole number from 1 up")
-        if not minutes > 0:
-            raise KdsecError(f"minutes {minutes!r} is not a number above 0")
-        display = Display()
-        _check_writable(target)
-        todo = []
-        outcomes: dict[str, Outcome] = {}
-        for job in asked:
-            if not fresh and is_done(job, page_needed=out is not None):
-                outcomes[job.label] = _outcome(job, "resumed", 0.0)
-                display.say(f"{job.label}: done before, kept (--fresh runs it again)")
+        _check_surroundings(asked[0].out)
+        outcomes, todo = {}, []
+        for spec in asked:
+            if not fresh and is_done(spec, page_needed=out is not None):
+                outcomes[spec.label] = _over(spec, "resumed", "done before, kept (--fresh runs it again)")
             else:
-                todo.append(job)
-        if any(not job.page for job in todo):
-            display.say("Jupyter is not here (pip install 'kdsec[run]'): records are made, but no pages")
-        if gaps_first:
-            todo = widest_gaps_first(todo)
-        threads = max(1, cores() // max(1, min(jobs, len(todo))))
-        deadline = time.monotonic() + 60 * minutes
-        outcomes |= _run_all(todo, jobs, Launcher(display, threads, fresh), display, deadline)
-    return [outcomes[job.label] for job in asked]
-
-
-def _run_all(
-    todo: list[Job], jobs: int, launcher: Launcher, display: Display, deadline: float
-) -> dict[str, Outcome]:
-    """Run every job, at most ``jobs`` at a time; on any interruption stop them all first."""
-    outcomes: dict[str, Outcome] = {}
-    pool = concurrent.futures.ThreadPoolExecutor(max_workers=jobs)
-    with _interruptible():
-        try:
-            pending = {pool.submit(_timed, launcher, job, deadline): job for job in todo}
-            while pending:
-                done, _ = concurrent.futures.wait(
-                    pending, timeout=1.0, return_when=concurrent.futures.FIRST_COMPLETED
-                )
-                display.tick()
-                for future in done:
-                    job = pending.pop(future)
-                    outcomes[job.label] = outcome = future.result()
-                    display.say(f"{job.label}: {outcome.reason or f'done in {outcome.seconds:.0f} s'}")
-        except KeyboardInterrupt:
-            kept = f"{len(outcomes)} of {len(todo)} runs finished and kept"
-            raise KeyboardInterrupt(kept) from None
-        finally:
-            launcher.stop()
-            pool.shutdown(cancel_futures=True)
-    return outcomes
-
-
-def _timed(launcher: Launcher, job: Job, deadline: float) -> Outcome:
-    began = time.monotonic()
-    if began > deadline:
-        return _outcome(job, "left", 0.0, "left: the time is over; the same command goes on from here")
-    reason = launcher.run(job)
-    failed = job.final(".failed.ipynb")
-    if reason and failed.exists():
-        reason += f"; the notebook up to there is {short(failed)}"
-    status = "failed" if reason else "done"
-    return _outcome(job, status, time.monotonic() - began, f"failed: {reason}" if reason else "")
-
-
-def _outcome(job: Job, status: str, seconds: float, reason: str = "") -> Outcome:
-    where = job.final(".failed.ipynb" if status == "failed" else ".csv")
-    where = where if where.exists() else where.parent  # a full disk keeps no failed notebook either
-    return Outcome(job.chapter, job.seed, status, seconds, where, reason)
+                todo.append(spec)
+        if todo and not stop:
+            todo = widest_gaps_first(todo) if gaps_first else todo
+            outcomes |= _run_all(todo, jobs, fresh, deadline, stop)
+        if stop:
+            kept = sum(outcomes[spec.label].status == "done" for spec in todo if spec.label in outcomes)
+            raise KeyboardInterrupt(f"{kept} of {len(todo)} runs finished and kept")
+    return [outcomes[spec.label] for spec in asked]
 
 
 def short(path: pathlib.Path) -> str:
@@ -159,34 +123,266 @@ def short(path: pathlib.Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+def cores() -> int:
+    """CPU cores that this process may use (a cluster grants fewer than the node has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal stop a run as Ctrl-C does, and stopping itself not be stopped."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kinds = [kind for name in ("SIGINT", "SIGTERM", "SIGHUP") if (kind := getattr(signal, name, None))]
-    before = {kind: signal.getsignal(kind) for kind in kinds}
+def claimed(folder: pathlib.Path) -> Iterator[None]:
+    """Hold ``folder``, empty, for this process alone, and delete it afterwards.
 
-    def interrupt(*_: Any) -> None:
-        for kind in kinds:
-            signal.signal(kind, signal.SIG_IGN)
-        raise KeyboardInterrupt
+    A folder that a killed run left is taken over; its lock is gone with that process.
 
-    for kind in kinds:
-        if before[kind] != signal.SIG_IGN:  # nohup
-            signal.signal(kind, interrupt)
+    Raises:
+        KdsecError: another process is running the same chapter, profile and seed into the same place.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise KdsecError("another process is running it; wait for that, or choose another --out") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        for item in folder.iterdir():
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
         yield
     finally:
-        for kind in kinds:
-            signal.signal(kind, before[kind])
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
 
 
-def _check_writable(out: pathlib.Path) -> None:
+def _check_surroundings(out: pathlib.Path) -> None:
+    """Refuse a cache or ``out`` that cannot be written to, and an unknown ``KDSEC_PROGRESS``."""
+    from kdsec.cache import check_folder
+    from kdsec.train import progress_style
+
+    check_folder()
+    progress_style()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
         raise KdsecError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+
+
+@contextlib.contextmanager
+def _stop_requested() -> Iterator[list[int]]:
+    """A list that gets the signals that ask this process to stop: Ctrl-C, SIGTERM, a closed terminal.
+
+    The handler only notes the signal. Raising from it would lose it wherever Python ignores exceptions.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {kind: signal.getsignal(kind) for kind in STOP_SIGNALS}
+    for kind, handler in before.items():
+        if handler != signal.SIG_IGN:  # nohup
+            signal.signal(kind, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _run_all(
+    todo: list[RunSpec], jobs: int, fresh: bool, deadline: float, stop: list[int]
+) -> dict[str, Outcome]:
+    """Run every spec, at most ``jobs`` at a time, until all are over or a signal is in ``stop``."""
+    threads = max(1, cores() // min(jobs, len(todo)))
+    waiting, running = collections.deque(todo), dict[Any, _Process]()
+    outcomes: dict[str, Outcome] = {}
+    with tempfile.TemporaryDirectory(prefix="kdsec-", ignore_cleanup_errors=True) as scratch:
+        try:
+            while (waiting or running) and not stop:
+                while waiting and len(running) < jobs:
+                    spec = waiting.popleft()
+                    if time.monotonic() > deadline:
+                        reason = "left: the time is over; the same command goes on from here"
+                        outcomes[spec.label] = _over(spec, "left", reason)
+                        continue
+                    process = _Process(spec, pathlib.Path(scratch, f"{len(waiting)}"), threads, fresh)
+                    running[process.channel] = process
+                for channel in connection.wait(list(running), timeout=0.5):
+                    if outcome := running[channel].follow():
+                        outcomes[running.pop(channel).spec.label] = outcome
+                for process in running.values():
+                    if process.bar:
+                        process.bar.refresh()  # its clock goes on while a cell takes long
+        finally:
+            for process in running.values():
+                process.channel.close()  # it then kills its kernel and ends
+            for process in running.values():
+                process.end()
+    return outcomes
+
+
+class _Process:
+    """The process of a run, seen from the runner, with the channel on which it reports, and its bar.
+
+    It ends when the runner's end of the channel is closed, by the runner or because the runner was killed.
+    """
+
+    def __init__(self, spec: RunSpec, scratch: pathlib.Path, threads: int, fresh: bool) -> None:
+        self.spec, self.began = spec, time.monotonic()
+        self.bar: Any = None
+        scratch.mkdir()
+        context = multiprocessing.get_context("spawn")
+        self.channel, theirs = context.Pipe()
+        arguments = (spec, scratch, _environment(spec, scratch, threads, fresh), theirs)
+        self.process = context.Process(target=_work, args=arguments, daemon=True)
+        # Signals wait until the process has left the terminal's group: Ctrl-C is for the runner alone.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        self.process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    def follow(self) -> Outcome | None:
+        """Take one message: a cell that begins is shown, the end gives the outcome."""
+        try:
+            message = self.channel.recv()
+        except (EOFError, OSError):
+            message = None  # it was killed
+        if isinstance(message, tuple):
+            self._show(*message)
+            return None
+        self.end()
+        seconds = time.monotonic() - self.began
+        if message == "":
+            return _over(self.spec, "done", seconds=seconds)
+        status = self.process.exitcode
+        reason = message or f"its process ended with status {status}, perhaps because memory ran out"
+        if (failed := self.spec.final(".failed.ipynb")).exists():
+            reason += f"; the notebook up to there is {short(failed)}"
+        return _over(self.spec, "failed", f"failed: {reason}", seconds)
+
+    def end(self) -> None:
+        """Wait for the process, kill it if that takes long, and remove what it may have left behind."""
+        self.process.join(STOP_SECONDS)
+        self.process.kill()  # its kernel notices and ends itself
+        self.process.join()
+        self.channel.close()
+        if self.bar:
+            self.bar.close()
+        with contextlib.suppress(KdsecError, OSError), claimed(self.spec.staging):
+            pass
+
+    def _show(self, number: int, total: int, heading: str) -> None:
+        from kdsec.train import progress_style
+
+        label, how = self.spec.label, progress_style()
+        if how == "log":
+            _say(f"{label}: cell {number}/{total} ({time.monotonic() - self.began:.0f} s) {heading}".rstrip())
+        elif how == "bar":
+            form = "{desc} |{bar:20}| cell {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+            self.bar = self.bar or tqdm(
+                total=total, desc=label, bar_format=form, leave=False, dynamic_ncols=True
+            )
+            self.bar.n = number
+            self.bar.set_postfix_str(heading)
+
+
+def _work(spec: RunSpec, scratch: pathlib.Path, environment: dict[str, str], channel: Any) -> None:
+    """The process of a run: execute it, report each cell, and at the end what went wrong (or nothing)."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    os.environ.clear()
+    os.environ.update(environment)
+    with open(os.devnull, "wb") as nowhere:  # what the kernel and libraries print
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        with claimed(spec.staging):
+            kernel = notebook.this_python(scratch / "kernel.json")
+            watched = (spec, scratch, channel, kernel)
+            threading.Thread(target=_end_with_the_runner, args=watched, daemon=True).start()
+            failure = _execute(spec, kernel, lambda *cell: channel.send(cell))
+    except KdsecError as error:
+        failure = str(error)
+    except OSError as error:
+        path = error.filename or spec.final(".csv")
+        failure = f"cannot write {path}: {error.strerror}; free some space or choose another --out"
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+    channel.send(" ".join(failure.split()))
+
+
+def _end_with_the_runner(spec: RunSpec, scratch: pathlib.Path, channel: Any, kernel: Any) -> None:
+    """When the runner closes its end of the channel or is killed: kill the kernel, leave nothing behind."""
+    with contextlib.suppress(EOFError, OSError):
+        channel.recv()
+    if group := getattr(kernel.provisioner, "pgid", None):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+    for folder in (spec.staging, scratch.parent):
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(130)
+
+
+def _execute(spec: RunSpec, kernel: Any, report: Callable[[int, int, str], None]) -> str:
+    """Run the notebook and put its results in place; returns what went wrong, empty if nothing did."""
+    source = notebook.read(spec.notebook)
+    spec.final(".failed.ipynb").unlink(missing_ok=True)
+    os.chdir(spec.staging)
+    prepared, executed = pathlib.Path("prepared.ipynb"), pathlib.Path("executed.ipynb")
+    notebook.write(notebook.with_parameters(source, spec.parameters), prepared)
+    failure = notebook.execute(prepared, executed, kernel, report)
+    if not failure and recipe_of(".", spec.profile, spec.chapter, spec.seed) != spec.recipe:
+        failure = "the notebook ended without a record; its last cell must call run.finish()"
+    if failure:
+        if executed.exists():
+            os.replace(executed, spec.final(".failed.ipynb"))
+        return failure
+    notebook.write(notebook.finished(source, notebook.read(executed), spec.parameters, spec.shown), executed)
+    staged = location(".", spec.profile, spec.chapter, spec.seed, "")
+    spec.final(".json").unlink(missing_ok=True)  # moved last: until it is there, the run counts as not done
+    os.replace(staged.with_suffix(".csv"), spec.final(".csv"))
+    os.replace(executed, spec.final(".ipynb"))
+    os.replace(staged.with_suffix(".json"), spec.final(".json"))
+    return ""
+
+
+def _environment(spec: RunSpec, scratch: pathlib.Path, threads: int, fresh: bool) -> dict[str, str]:
+    """What the kernel sees: the user's variables, without what would change the result."""
+    environment = dict(os.environ)
+    environment.pop("MPLBACKEND", None)  # the kernel's own backend puts figures into the notebook
+    environment.update(
+        KDSEC_RECIPE=spec.recipe,
+        KDSEC_PROGRESS="off",
+        KDSEC_FRESH="1" if fresh else "0",
+        IPYTHONDIR=str(scratch / "ipython"),  # no start-up files or history of the user's
+        JUPYTER_RUNTIME_DIR=str(scratch / "runtime"),
+        PYDEVD_DISABLE_FILE_VALIDATION="1",
+    )
+    for name in ("KDSEC_DATA", "KDSEC_CACHE", "KDSEC_RESULTS"):  # the kernel has another working directory
+        if value := environment.get(name):
+            environment[name] = str(pathlib.Path(value).expanduser().absolute())
+    # PyTorch prefers MKL's number to OpenMP's: where only the latter is set, it is meant for both.
+    wanted = environment.get(THREADS[0], str(threads))
+    # Idle threads spin briefly, then sleep: on a busy machine small steps are otherwise ten times slower.
+    defaults = dict.fromkeys(THREADS, wanted) | KEEP_MEMORY | {"GOMP_SPINCOUNT": "20000"}
+    environment = defaults | environment
+    if root := repository():  # a checkout that is not installed: the kernel must find the same kdsec
+        known = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = str(root) + (os.pathsep + known if known else "")
+    return environment
+
+
+def _over(spec: RunSpec, status: str, reason: str = "", seconds: float = 0.0) -> Outcome:
+    """The outcome of a run, also said in a line."""
+    _say(f"{spec.label}: {reason or f'done in {seconds:.0f} s'}")
+    where = spec.final(".failed.ipynb" if status == "failed" else ".csv")
+    where = where if where.exists() else where.parent  # a full disk keeps no failed notebook either
+    return Outcome(spec.chapter, spec.seed, status, seconds, where, reason)
+
+
+def _say(text: str) -> None:
+    """Print a line on standard error, above the bars."""
+    tqdm.write(text, file=sys.stderr)

@@ -52,7 +52,7 @@ OURS = (
 # Asked in the notebook's own kernel after its first cells, which have made ``run``.
 PROBE = """\
 import json, os, platform, kdsec
-from kdsec.chapters import PROFILES
+from kdsec.config import PROFILES
 from kdsec.report import claims, records
 print(json.dumps({
     "python": platform.python_version(),

@@ -1,5 +1,8 @@
 """The small networks that most tests train, on the bundled digits (see the fixture ``digits``)."""
 
+import copy
+import functools
+
 from torch import nn
 
 from kdsec import models
@@ -14,8 +17,13 @@ def build(digits: Splits, name: str = "digits-small", seed: int = 0, classes: in
 
 
 def trained(digits: Splits) -> nn.Module:
-    """A teacher of digits, after a few epochs that take a second or two."""
-    model = build(digits, "digits-cnn")
+    """A copy of a teacher of digits, which is trained once in a process, in a second."""
+    return copy.deepcopy(_trained(digits))
+
+
+@functools.cache
+def _trained(digits: Splits) -> nn.Module:
+    model = build(digits, "digits-medium")
     fit(model, digits.train, Recipe(epochs=6, batch_size=64, lr=0.1, precision="float32"))
     model.zero_grad()
     return model

@@ -12,11 +12,12 @@ from kdsec.attacks.triggers import trigger
 from kdsec.data import Augment, Batch
 from kdsec.defenses import backdoor_detection as detection
 from kdsec.defenses import backdoor_removal as removal
+from kdsec.defenses.adversarial_unlearning import AdversarialUnlearning
 from kdsec.errors import KdsecError
 from kdsec.train import Recipe, cross_entropy, evaluate, fit, predict
 
 SHAPE, TARGET = (1, 8, 8), 3
-RECIPE = Recipe(epochs=20, batch_size=64, lr=0.1, augment=Augment(crop=1), precision="float32")
+RECIPE = Recipe(epochs=12, batch_size=64, lr=0.1, augment=Augment(crop=1), precision="float32")
 MARK = trigger("checker 3", SHAPE)
 
 
@@ -34,7 +35,7 @@ def nets(digits, stamped):
     mean, std = digits.train.mean_std()
     made = {}
     for name, on in {"clean": digits.train, "backdoored": stamped[1]}.items():
-        made[name] = models.build("digits-cnn", 10, SHAPE, mean=mean, std=std, seed=0)
+        made[name] = models.build("digits-medium", 10, SHAPE, mean=mean, std=std, seed=0)
         fit(made[name], on, RECIPE)
     return made
 
@@ -87,34 +88,37 @@ def test_penultimate_is_what_the_last_layer_sees(digits, name):
     assert torch.allclose(last(features), predict(net, digits.test), atol=1e-4)
 
 
-def planted(count=200, poisons=20, size=6.0):
-    """Features of one class, of which the first few are moved along one direction."""
+def planted(size=12.0, honest=100, poisons=100):
+    """Features of three classes far apart, the second with poisons moved one way; clean images."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(count, 16, generator=generator)
-    features[:poisons, 3] += size
-    return features, torch.arange(count) < poisons
+    labels = torch.arange(3).repeat_interleave(honest)
+    groups = torch.cat([labels, torch.ones(poisons, dtype=torch.long)])
+    features = torch.randn(len(groups), 16, generator=generator)
+    features[:, 0] += 100 * groups
+    guilty = torch.arange(len(groups)) >= len(labels)
+    features[guilty, 3] += size
+    known = torch.arange(3).repeat_interleave(20)
+    clean = torch.randn(len(known), 16, generator=generator)
+    clean[:, 0] += 100 * known
+    return (features, groups, clean, known), guilty
 
 
-def test_spectral_signatures_and_clustering_find_a_planted_direction():
-    features, guilty = planted()
-    groups = torch.zeros(len(features), dtype=torch.long)
-    scores = detection.spectral_signatures(features, groups)
-    assert detection.roc(scores, guilty).area > 0.99
-    assert scores.min() == 0 and scores.max() == 1
-    suspect, silhouettes = detection.activation_clustering(features, groups)
-    assert torch.equal(suspect, guilty)
-    unplanted = detection.activation_clustering(planted(size=0.0)[0], groups)[1]
-    assert silhouettes[0] > unplanted[0] + 0.1
+@pytest.mark.parametrize("poisons", [10, 100, 300])
+def test_detectors_of_features_reach_a_perfect_score_as_a_minority_and_as_a_majority(poisons):
+    at, guilty = planted(poisons=poisons)
+    split, silhouettes = detection.activation_clustering(*at)
+    for scores in (detection.spectral_signatures(*at), split):
+        curve = detection.roc(scores, guilty)
+        assert curve.area == 1 and curve.caught(0.0) == 1
+    assert max(silhouettes, key=silhouettes.get) == 1
 
 
-def test_groups_are_looked_at_one_by_one():
-    """A class far from the others is no outlier of its own group."""
-    features, guilty = planted()
-    features = torch.cat([features, features + 100])
-    groups = (torch.arange(400) >= 200).long()
-    together = torch.cat([guilty, guilty])
-    assert detection.roc(detection.spectral_signatures(features, groups), together).area > 0.99
-    tiny = detection.activation_clustering(features[:3], groups[:3])
+def test_without_clean_images_a_group_is_its_own_reference():
+    (features, groups, clean, labels), guilty = planted(poisons=10)
+    at = features, groups, clean[labels != 1], labels[labels != 1]
+    for scores in (detection.spectral_signatures(*at), detection.activation_clustering(*at)[0]):
+        assert detection.roc(scores, guilty).area > 0.95
+    tiny = detection.activation_clustering(features[:3], groups[:3], clean, labels)
     assert not tiny[0].any() and tiny[1] == {}
 
 
@@ -154,8 +158,16 @@ def test_anomaly_index_flags_the_small_one_only():
     index = detection.anomaly_index(torch.tensor([10.0, 11, 9, 10, 12, 8, 10, 1]))
     assert (index > detection.ANOMALY).nonzero().flatten().tolist() == [7]
     assert index[4] < 0 < index[7]
-    index = detection.anomaly_index(torch.tensor([10.0, 11, 9, 10, 12, 8, 10, 30]))
-    assert not (index > detection.ANOMALY).any()
+    for sizes in ([10.0, 11, 9, 10, 12, 8, 10, 30], [10.0, 10, 10, 10, 9.99]):  # the second: no spread at all
+        assert not (detection.anomaly_index(torch.tensor(sizes)) > detection.ANOMALY).any()
+
+
+@pytest.mark.parametrize(
+    "sizes", [[5.0] * 4, [5.0, 5, 5, 1], [5.0, 6, 7, 1, float("nan")], [5.0, 6, 7, 1, float("inf")]]
+)
+def test_without_spread_or_with_a_size_that_is_no_number_there_is_no_verdict(sizes):
+    index = detection.anomaly_index(torch.tensor(sizes))
+    assert index.isnan().all() and not (index > detection.ANOMALY).any()
 
 
 def test_pruning_stays_within_its_tolerance_and_leaves_the_model_alone(digits, nets):
@@ -167,7 +179,7 @@ def test_pruning_stays_within_its_tolerance_and_leaves_the_model_alone(digits, n
     assert drop <= 0.04 + 1e-6
     silent = pruned.features(digits.val.float_images())[-1].flatten(2).abs().amax((0, 2)) == 0
     assert silent.sum() >= lost
-    with pytest.raises(KdsecError, match="not a share"):
+    with pytest.raises(KdsecError, match="tolerance=4 must be in"):
         removal.prune_dormant(nets["backdoored"], digits.val, tolerance=4)
 
 
@@ -200,3 +212,45 @@ def test_attention_distillation_keeps_accuracy(digits, nets):
     fit(cured, digits.val, recipe, removal.attention_distillation(nets["clean"]))
     before, after = (evaluate(net, digits.test).accuracy for net in (nets["backdoored"], cured))
     assert after > before - 0.05
+
+
+def toy():
+    """Two classes told by the first of two pixels; the second, black on clean images, is the trigger."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 2))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[4.0, -4.0], [-4.0, 4.0]]))
+        net[1].bias.zero_()
+    labels = torch.arange(64) % 2
+    images = torch.zeros(64, 1, 1, 2)
+    images[:, 0, 0, 0] = (1 - labels).float()
+    return net, Batch(images - images.mean() * torch.tensor([1.0, 0.0]), labels, torch.arange(64))
+
+
+@pytest.mark.parametrize("terms", [0, 3])
+def test_unlearning_finds_the_trigger_and_removes_its_weight_where_fine_tuning_sees_nothing(terms):
+    """Clean images give the trigger's weight no gradient. Its optimum under unlearning is 0."""
+    net, batch = toy()
+    plain = torch.autograd.grad(cross_entropy(net(batch.images), batch.labels), net[1].weight)[0]
+    assert (plain[:, 1] == 0).all()
+    loss = AdversarialUnlearning(size=0.5, terms=terms, lr=0.01)
+    delta = loss.worst(net, batch)
+    assert delta.abs().max() > 0.1 and delta.square().mean().sqrt() <= 0.5 + 1e-6
+    optimizer = torch.optim.SGD(net.parameters(), 0.5)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss(net, batch).backward()
+        optimizer.step()
+    gap = net[1].weight[1] - net[1].weight[0]
+    assert abs(gap[1]) < 1 and -gap[0] > 4 * abs(gap[1])
+    assert (net(batch.images).argmax(1) == batch.labels).all()
+
+
+def test_the_implicit_part_has_a_gradient_and_no_value():
+    net, batch = toy()
+    values, slopes = [], []
+    for terms in (0, 3):
+        value = AdversarialUnlearning(size=0.5, terms=terms, lr=0.01)(net, batch)
+        values.append(value.item())
+        slopes.append(torch.autograd.grad(value, net[1].weight)[0])
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert not torch.allclose(*slopes)

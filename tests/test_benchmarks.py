@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import attacks, processes, schedules, steps, textbook, together
+from benchmarks import accuracy, attacks, processes, schedules, steps, textbook, together
 from benchmarks.__main__ import ASKED_FOR, ROUNDS, main
-from kdsec import chapters, models
+from kdsec import config, models
 from kdsec.attacks.similarity import ms_ssim
-from kdsec.chapters import CHAPTERS
+from kdsec.config import CHAPTERS
 from kdsec.distill import kd_loss
 from kdsec.errors import KdsecError
 from kdsec.train import Recipe
@@ -177,10 +177,11 @@ def test_students_at_once_are_compared_with_students_one_by_one(capsys):
 
 def test_schedules_are_compared_on_the_same_images_and_seeds(capsys, monkeypatch):
     """The longer one takes longer and learns more, where the short one is far too short."""
-    paper = chapters.settings("sparse-teacher", "paper")
+    paper = config.settings("sparse-teacher", "paper", {"owner": 600, "theft": 400})
     recipe = Recipe(epochs=8, batch_size=64, lr=0.1, precision="float32")
-    settings = replace(paper, dataset="digits", recipe=recipe, fast=replace(recipe, epochs=1, lr=0.01))
-    monkeypatch.setattr(chapters, "settings", lambda *_: settings)
+    few = {"owner": 600, "theft": 400, "teacher": "digits-cnn", "students": ("digits-small",)}
+    settings = replace(paper, dataset="digits", **few, recipe=recipe, fast=replace(recipe, epochs=1, lr=0.01))
+    monkeypatch.setattr(config, "settings", lambda *_: settings)
     assert (
         main(
             [
@@ -344,14 +345,33 @@ def test_four_times_as_much_takes_about_four_times_as_long(capsys, monkeypatch):
     (result,) = json.loads(capsys.readouterr().out)["results"]
     growth = {name: result[name] for name in ("images", "classes", "students", "seeds")}
     assert result["ratio"] == max(growth.values()) == growth[result["worst"]]
-    assert min(growth.values()) > 0 and result["ratio"] <= 1.25, growth  # 1.1 on a machine that is quiet
+    assert min(growth.values()) > 0
+    # A neighbour on the machine lengthens one turn or another; code that grows too fast lengthens them all.
+    best = {name: min(turns) for name, turns in result["turns"].items()}
+    assert max(best.values()) <= 1.25, result
+
+
+QUICK_LOOPS = 60
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_every_chapter_takes_about_a_minute():
-    """The minute is for a machine that does nothing else; one with neighbours may take twice as long."""
+    """In units of a plain loop that is measured beside it: a minute is a promise for one kind of machine."""
     found = run("--only", "quick_book", "--rounds", "1")["quick_book"]
     assert set(found["seconds_by_chapter"]) == set(CHAPTERS)
     assert found["ratio"] == pytest.approx(60 / max(found["seconds_by_chapter"].values()))
-    assert found["ratio"] > 1 / 2, found
+    assert found["seconds"] < QUICK_LOOPS * found["loop_seconds"], found
+
+
+def test_seconds_to_accuracy_trains_what_the_chapters_train(capsys, monkeypatch):
+    """On digits, with the chapters' settings of that size; the other side is a step times steps."""
+    monkeypatch.setitem(accuracy.TEXTBOOK, "net", "resnet8")
+    quick = config.settings("opening", "quick")
+    monkeypatch.setattr(config, "settings", lambda *_: quick)
+    found = accuracy.measure(rounds=1, validation=0.1)
+    assert found["test_accuracy"][0] > 0.8 and found["net"] == quick.teacher
+    assert found["ratio"] == pytest.approx(found["textbook_seconds"] / found["seconds_each"][0])
+    monkeypatch.setattr("benchmarks.__main__._measure", lambda *_: found)
+    assert main(["--only", "seconds_to_accuracy"]) == 0
+    assert "% in" in capsys.readouterr().out

@@ -1,70 +1,83 @@
 """Checkpoints and the cache: content decides, damage is noticed, two processes do the work once."""
 
+import copy
 import dataclasses
+import errno
+import io
 import multiprocessing
 import os
-import pathlib
 import signal
 import time
 
 import pytest
 import torch
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from kdsec.cache import Cache, load_checkpoint, load_into, save_checkpoint
+from kdsec import models
+from kdsec.cache import Cache, check_folder, load_checkpoint, save_checkpoint, step_operations
+from kdsec.data import load
+from kdsec.defenses.perturbations import EndToEnd
+from kdsec.defenses.purification import Restore
 from kdsec.distill import KD
 from kdsec.errors import KdsecError
-from kdsec.fingerprint import fingerprint, source_fingerprint
+from kdsec.fingerprint import fingerprint
+from kdsec.oracle import Oracle
 from kdsec.train import Recipe, predict
 from tests.test_train import net, stripes
 
 RECIPE = Recipe(epochs=1, batch_size=64, lr=0.05, precision="float32")
 
 
+def saved(path, tensors=None, recipe="abc", **notes):
+    save_checkpoint(path, net().state_dict() if tensors is None else tensors, recipe, **notes)
+    return path
+
+
 def test_checkpoint_round_trip(tmp_path):
-    model, other = net(seed=0), net(seed=1)
-    path = save_checkpoint(tmp_path / "m.safetensors", model.state_dict(), "abc", epochs=3)
-    assert load_into(other, path, "abc") == {"epochs": 3}
-    images = stripes().float_images()
-    assert torch.equal(predict(model, images), predict(other, images))
+    weights = net().state_dict()
+    tensors, notes = load_checkpoint(saved(tmp_path / "m.safetensors", weights, epochs=3), "abc")
+    assert notes == {"epochs": 3} and fingerprint(tensors) == fingerprint(dict(sorted(weights.items())))
     assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
 
 
-def test_checkpoint_of_another_recipe_is_refused(tmp_path):
-    path = save_checkpoint(tmp_path / "m.safetensors", net().state_dict(), "abc")
-    with pytest.raises(KdsecError, match="made by recipe abc, not xyz; delete it"):
-        load_checkpoint(path, "xyz")
+def test_tied_weights_are_stored(tmp_path):
+    shared = torch.ones(3)
+    tensors, _ = load_checkpoint(saved(tmp_path / "m.safetensors", {"a": shared, "b": shared}), "abc")
+    assert torch.equal(tensors["a"], tensors["b"])
 
 
-def test_checkpoint_of_another_architecture_is_refused(tmp_path):
-    path = save_checkpoint(tmp_path / "m.safetensors", net().state_dict(), "abc")
-    with pytest.raises(KdsecError, match="another architecture than this Linear") as caught:
-        load_into(nn.Linear(3, 3), path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("keep", [0, 5, 200, -1])
-def test_damaged_checkpoint_is_named(tmp_path, keep):
-    path = save_checkpoint(tmp_path / "m.safetensors", net().state_dict(), "abc")
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(KdsecError, match=r"m.safetensors is damaged"):
-        load_checkpoint(path)
-
-
-def test_missing_checkpoint(tmp_path):
-    with pytest.raises(KdsecError, match="no checkpoint at"):
-        load_checkpoint(tmp_path / "none.safetensors")
-
-
-def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
-    def full(tensors, file, metadata):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, number):
+    def fails(tensors, file, metadata):
         file.write_bytes(b"part")
-        raise OSError(28, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("kdsec.cache.save_file", full)
-    with pytest.raises(KdsecError, match="no space left"):
-        save_checkpoint(tmp_path / "m.safetensors", net().state_dict(), "abc")
+    monkeypatch.setattr("kdsec.cache.save_file", fails)
+    with pytest.raises(KdsecError, match="KDSEC_CACHE") as caught:
+        saved(tmp_path / "m.safetensors")
+    assert ("no space" in str(caught.value)) == (number in (errno.ENOSPC, errno.EDQUOT))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_is_tried_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDSEC_CACHE", str(tmp_path / "new" / "cache"))
+    check_folder()
+    assert list((tmp_path / "new" / "cache").iterdir()) == []
+    for impossible in ("/etc/passwd", "/etc/passwd/cache", "/proc/cache", str(tmp_path / ("x" * 300))):
+        monkeypatch.setenv("KDSEC_CACHE", impossible)
+        with pytest.raises(KdsecError, match="set KDSEC_CACHE") as caught:
+            check_folder()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_file_locks_is_refused(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(KdsecError, match="locks"):
+        check_folder(tmp_path)
 
 
 def test_same_arguments_are_trained_once(tmp_path):
@@ -116,13 +129,55 @@ def test_fresh_trains_again(tmp_path):
     assert (fresh.misses, fresh.hits) == (1, 0)
 
 
-def test_damaged_entry_is_made_again(tmp_path, capsys):
-    Cache(tmp_path).fit(net(), stripes(), RECIPE)
+def pickled(tensors):
+    torch.save(tensors, file := io.BytesIO())
+    return file.getvalue()
+
+
+def rewritten(entry, change):
+    """The entry with other tensors under its own notes."""
+    with safe_open(entry, framework="pt") as stored:
+        notes = stored.metadata()
+    tensors = load_file(entry)
+    change(tensors)
+    save_file(tensors, entry, metadata=notes)
+
+
+DAMAGE = {
+    "empty": lambda entry: entry.write_bytes(b""),
+    "truncated": lambda entry: entry.write_bytes(entry.read_bytes()[:-1]),
+    "one bit": lambda entry: entry.write_bytes(entry.read_bytes()[:-1] + b"\xff"),
+    "pickle": lambda entry: entry.write_bytes(pickled(net().state_dict())),
+    "text": lambda entry: entry.write_text("<html>not found</html>"),
+    "no notes": lambda entry: save_file(net().state_dict(), entry),
+    "foreign notes": lambda entry: save_file(net().state_dict(), entry, metadata={"notes": "[1]"}),
+    "other weights": lambda entry: rewritten(entry, lambda tensors: tensors["1.weight"].zero_()),
+    "extra tensor": lambda entry: rewritten(entry, lambda tensors: tensors.update(new=torch.ones(1))),
+    "missing tensor": lambda entry: rewritten(entry, lambda tensors: tensors.pop("1.weight")),
+    "other shapes": lambda entry: saved(entry, {"a": torch.ones(2)}, entry.stem.rpartition("-")[2]),
+    "folder": lambda entry: (entry.unlink(), entry.mkdir(), (entry / "own file").write_text("kept")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_an_entry_that_is_not_what_was_written_is_made_again_and_said_once(tmp_path, capsys, damage):
+    first = Cache(tmp_path).fit(net(), stripes(), RECIPE)
     (entry,) = tmp_path.glob("*.safetensors")
-    entry.write_bytes(entry.read_bytes()[:100])
+    DAMAGE[damage](entry)
     cache = Cache(tmp_path)
-    cache.fit(net(), stripes(), RECIPE)
-    assert cache.misses == 1 and "damaged" in capsys.readouterr().err
+    for _ in range(2):
+        assert fingerprint(cache.fit(net(), stripes(), RECIPE)) == fingerprint(first)
+    assert (cache.misses, cache.hits) == (1, 1)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kdsec:")]
+    assert len(said) == 1 and entry.name in said[0]
+    assert damage != "folder" or (entry / "own file").read_text() == "kept"
+
+
+def test_a_pickle_is_named_and_nobody_is_told_to_delete_it(tmp_path):
+    (tmp_path / "own.pth").write_bytes(pickled(net().state_dict()))
+    with pytest.raises(KdsecError, match="torch.save") as caught:
+        load_checkpoint(tmp_path / "own.pth", "abc")
+    assert "delete" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def _slow_entry(folder, counter):
@@ -160,73 +215,36 @@ def test_a_killed_maker_leaves_nothing_in_the_way(tmp_path):
     assert counter.read_text() == "xx"
 
 
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    weight: float = 1.0
+def test_operations_are_counted_and_kept_with_the_entry(tmp_path):
+    """A linear layer of M x N costs 2MN an image forward, and as much backward for its weights."""
+    data = stripes(128)
+    pixels = data.images[0].numel()
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(pixels, data.num_classes))
+    by_hand = 2 * (2 * pixels * data.num_classes * RECIPE.batch_size) * RECIPE.total_steps(len(data))
+    for _ in range(2):
+        cache = Cache(tmp_path)
+        cache.fit(copy.deepcopy(model), data, RECIPE)
+        assert cache.operations == by_hand
+    assert cache.hits == 1
 
 
-def test_fingerprints_tell_types_apart():
-    values = [
-        None,
-        1,
-        1.0,
-        True,
-        "1",
-        b"1",
-        [1],
-        (1,),
-        {"a": 1},
-        torch.ones(1),
-        torch.ones(1).double(),
-        Loss(),
-        Loss(2.0),
+def test_operations_of_a_loss_that_attacks_through_a_network_are_counted():
+    """Chapter 5 trains a purifier end to end: ``autograd.grad`` inside the loss."""
+    images = load("digits", seed=0).train.subset(slice(0, 16))
+    classifier = models.build("digits-small", 10, images.shape, seed=0)
+    purifier = models.build_autoencoder("autoencoder-small", images.shape, seed=0)
+    recipe = Recipe(epochs=1, batch_size=16)
+    counted = [
+        step_operations(purifier, images, recipe, Restore(EndToEnd(classifier, 0.1, steps)))
+        for steps in (1, 3)
     ]
-    assert len({fingerprint(value) for value in values}) == len(values)
+    assert 0 < counted[0] < counted[1]
 
 
-def test_fingerprint_ignores_memory_layout_and_key_order():
-    images = torch.rand(2, 3, 4, 4)
-    assert fingerprint(images) == fingerprint(images.to(memory_format=torch.channels_last))
-    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-
-
-def test_fingerprint_refuses_what_it_cannot_see_into():
-    captured = 3
-    with pytest.raises(KdsecError, match="captures variables"):
-        fingerprint(lambda model, batch: captured)
-    with pytest.raises(KdsecError, match="no stable fingerprint"):
-        fingerprint(object())
-
-
-def test_fingerprint_of_a_method_covers_the_functions_it_leans_on(monkeypatch):
-    from kdsec.attacks import views
-    from kdsec.defenses.sparse_teacher import SparseTeacherLoss, disturb
-    from kdsec.defenses.stingy import Stingy
-
-    def edited(path, **options):
-        text = read_text(path, **options)
-        return text + "# edited" if path.name in ("stingy.py", "views.py") else text
-
-    methods = SparseTeacherLoss(), Stingy(net(), 1), views.view(net()), disturb
-    values = *methods, KD(torch.zeros(2, 2)), net()
-    before = [fingerprint(value) for value in values]
-    read_text = pathlib.Path.read_text
-    monkeypatch.setattr(pathlib.Path, "read_text", edited)
-    after = [fingerprint(value) for value in values]
-    assert [old != new for old, new in zip(before, after, strict=True)] == [
-        True,
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]
-
-
-def test_source_fingerprint_follows_the_text(tmp_path):
-    file = tmp_path / "a.py"
-    file.write_text("x = 1\n")
-    before = source_fingerprint(file)
-    assert source_fingerprint(file) == before
-    file.write_text("x = 2\n")
-    assert source_fingerprint(file) != before
+def test_counting_operations_asks_an_oracle_nothing_new(tmp_path):
+    oracle = Oracle(net())
+    data, counts = stripes(128), []
+    for count in (True, False):
+        Cache(tmp_path / str(count)).fit(net(), data, RECIPE, KD(oracle, alpha=1.0))
+        counts.append(oracle.queries)
+    assert counts[0] == counts[1] == 128 // 64 * 64

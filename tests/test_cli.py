@@ -14,8 +14,8 @@ import pytest
 
 import kdsec
 from kdsec import cli, data, runner
-from kdsec.chapters import CHAPTERS
 from kdsec.cli import main
+from kdsec.config import CHAPTERS
 from kdsec.errors import KdsecError
 from kdsec.report.records import COLUMNS, Records
 from kdsec.report.text import text_table
@@ -58,13 +58,14 @@ MISTAKES = {
     "run --seeds=": "0,1,2 or 0-4",
     "run --seeds 4-1": "low to high",
     "run --seeds 0-9999999": "at most 1000",
-    "run --seeds 1,0-2": "1 twice",
+    "run --seeds 1,0-2": "1 is given twice",
     "run --seeds 9999999999": "2^32",
     "run --seeds ²": "0,1,2 or 0-4",
-    "run --jobs 0": "from 1 up",
-    "run --jobs two": "from 1 up",
+    "run --jobs 0": "1 or more",
+    "run --jobs two": "'two'",
     "run --minutes 0": "above 0",
-    "run --minutes soon": "above 0",
+    "run --minutes soon": "'soon'",
+    "run --minutes nan": "finite",
     "run --device tpu": "choose from: auto, cpu, cuda",
     "run --set epochs": "NAME=VALUE",
     "run --set alpha=0.5": "--out",
@@ -72,6 +73,10 @@ MISTAKES = {
     "run --set alfa=0.5 --out o": "did you mean 'alpha'",
     "run --set alpha=much --out o": "wrong type",
     "run --notebooks nowhere --out o": "nowhere",
+    **{
+        f"{command}=": "variable of the shell"
+        for command in ("run --out", "run --notebooks", "results --out", "verify --out", "data pack x --to")
+    },
     "data": "COMMAND",
     "data list --format csv": "choose from: table, json",
     "data get": "NAME",
@@ -144,7 +149,7 @@ def test_results_give_the_rows_as_csv_and_json(results, capsys):
     assert text.splitlines()[:3] == stored
     main(["results", "--out", results, "--format", "json"])
     records = json.loads(capsys.readouterr().out)
-    assert [list(record) for record in records] == [list(COLUMNS)] * 6
+    assert [list(record) for record in records] == [[*COLUMNS, "settings"]] * 6
     assert records[0]["value"] == 0.5 and records[1]["n"] is None
 
 
@@ -246,19 +251,50 @@ def test_data_check_goes_on_after_a_damaged_set(tmp_path, monkeypatch, capsys):
     assert "mnist" in printed.err and printed.err.count("\n") == 1 and printed.out.startswith("digits:")
 
 
-@pytest.mark.parametrize("unbuffered", [[], ["-u"]])
-def test_a_reader_that_leaves_is_no_error(unbuffered):
-    reader, writer = os.pipe()
-    os.close(reader)
+@pytest.mark.parametrize(
+    ("to", "status", "says"),
+    [
+        ("| true", 0, ""),
+        (">&-", 2, "standard output is closed"),
+        (">/dev/full", 2, "No space left"),
+        ("2>&-", 0, ""),
+    ],
+)
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_output_that_nobody_takes_is_one_line_or_none(to, status, says, buffered):
+    command = f"PYTHONUNBUFFERED={buffered} {sys.executable} -m kdsec list {to}; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, *unbuffered, "-m", "kdsec", "list"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
+        ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=120
     )
-    os.close(writer)
-    assert done.stderr == "" and done.returncode == 0
+    assert done.returncode == status and says in done.stderr
+    assert done.stderr.count("\n") == (1 if says else 0), done.stderr
+
+
+def test_a_terminal_that_cannot_show_a_name_shows_its_code(tmp_path, results):
+    (tmp_path / "\u00fc").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "kdsec", "data", "pack", "digits", "--to", str(tmp_path / "\u00fc")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == "" and "\\xfc" in done.stdout
+
+
+@pytest.mark.parametrize("out", ["loop", "n" * 5000, "list"])
+@pytest.mark.parametrize("command", ["results", "verify", "run opening", "data pack digits"])
+def test_a_folder_that_cannot_be_used_is_one_line(command, out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("loop").symlink_to("loop")
+    pathlib.Path("list").touch()
+    assert main([*command.split(), "--to" if command.startswith("data") else "--out", out]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("kdsec: error: ")
+
+
+def test_a_chapter_named_twice_counts_once(capsys):
+    main(["verify", "opening"])
+    once = capsys.readouterr().out
+    main(["verify", "opening", "opening"])
+    assert capsys.readouterr().out == once
 
 
 def test_the_module_is_the_command():

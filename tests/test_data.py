@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdsec import data
-from kdsec.data import Augment, ImageSet, Loader, sources
+from kdsec.data import Augment, ImageSet, Loader, published, sources
 from kdsec.data.imageset import stratified_index
 from kdsec.errors import KdsecError
 
@@ -31,6 +31,7 @@ def offline(tmp_path, monkeypatch):
     }
     np.savez(tmp_path / "cifar10.npz", **arrays)
     monkeypatch.setenv("KDSEC_DATA", str(tmp_path))
+    monkeypatch.setitem(published.SETS, "cifar10", published.Published(200, 50, (32, 32, 3)))
     return tmp_path
 
 
@@ -71,7 +72,10 @@ def test_offline_file_is_read(offline):
 
 def test_pack_writes_what_load_reads(offline, tmp_path, monkeypatch):
     before = data.check("cifar10")
-    data.pack("cifar10", tmp_path / "elsewhere")
+    packed = data.pack("cifar10", tmp_path / "elsewhere")
+    with pytest.raises(KdsecError, match="there already"):  # a file of the user's
+        data.pack("cifar10", packed.parent)
+    assert data.pack("cifar10", packed.parent, overwrite=True) == packed
     monkeypatch.setenv("KDSEC_DATA", str(tmp_path / "elsewhere"))
     assert data.check("cifar10") == before
 
@@ -83,7 +87,7 @@ def test_truncated_file_is_one_clear_line(offline, keep):
     path.write_bytes(content[: int(keep if keep > 1 else keep * len(content))])
     with pytest.raises(KdsecError, match=r"cifar10.npz is damaged .*kdsec data get cifar10") as caught:
         data.load("cifar10")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "delete" not in str(caught.value)
 
 
 def test_flipped_bit_is_noticed(offline):
@@ -102,6 +106,7 @@ def test_flipped_bit_is_noticed(offline):
         ({"train_labels": np.zeros(199, int)}, "for 200 images"),
         ({"test_images": np.zeros((50, 32, 32, 4), np.uint8)}, "not uint8"),
         ({"test_images": np.zeros((50, 32, 32, 3), np.float32)}, "not uint8"),
+        ({"test_images": np.zeros((50, 28, 28), np.uint8)}, "different shapes"),
     ],
 )
 def test_wrong_content_is_named(offline, change, message):
@@ -171,9 +176,9 @@ def test_download_is_kept_as_one_file(tmp_path, monkeypatch):
 
 
 def test_image_set_refuses_labels_that_do_not_fit():
-    with pytest.raises(KdsecError, match="do not fit"):
+    with pytest.raises(KdsecError, match="3 images and 2 labels"):
         ImageSet(torch.zeros(3, 1, 4, 4), torch.zeros(2).long(), ("a",), "x")
-    with pytest.raises(KdsecError, match="labels outside"):
+    with pytest.raises(KdsecError, match="labels 1..1 outside"):
         ImageSet(torch.zeros(1, 1, 4, 4), torch.tensor([1]), ("a",), "x")
 
 

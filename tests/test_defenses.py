@@ -8,21 +8,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdsec import models
-from kdsec.attacks.evasion import distance
+from kdsec.budgets import distance
 from kdsec.data import Augment, Batch, ImageSet, Loader
 from kdsec.defenses.nasty import NastyLoss
 from kdsec.defenses.sparse_teacher import (
-    DISTURBANCES,
+    PERTURBATIONS,
     SparseTeacherLoss,
-    disturb,
     exponential_predictive_divergence,
     pair,
+    perturb,
     sparse_targets,
 )
-from kdsec.defenses.stingy import NOTHING, Stingy, keep_largest
-from kdsec.distill import KD, DecoupledKD, HardLabels, soft_cross_term
+from kdsec.defenses.stingy import Stingy
+from kdsec.distill import KD, HardLabels
 from kdsec.errors import KdsecError
 from kdsec.fingerprint import fingerprint
+from kdsec.logits import NOTHING, keep_largest, soft_cross_term
 from kdsec.train import Recipe, cross_entropy, evaluate, fit, predict
 from tests.test_train import net, stripes
 
@@ -94,9 +95,7 @@ def test_nasty_divergence_has_a_floor(teacher, digits):
 
 
 def test_adversary_is_frozen(digits, teacher):
-    teacher.train()
     loss = NastyLoss(teacher, 4.0, 0.02)
-    assert not teacher.training
     before = fingerprint(teacher)
     model = models.build("digits-small", 10, (1, 8, 8), seed=1)
     fit(model, digits.train, Recipe(epochs=1, batch_size=64, lr=0.1, precision="float32"), loss)
@@ -157,7 +156,7 @@ class _Cast(nn.Module):
 @pytest.mark.parametrize("keep", [1, 2, 10])
 def test_students_of_a_stingy_teacher_get_finite_losses(digits, teacher, temperature, keep):
     batch, stingy = first(digits.train), Stingy(teacher, keep)
-    losses = [KD(stingy, temperature, 0.9), DecoupledKD(stingy, temperature), HardLabels(stingy)]
+    losses = [KD(stingy, temperature, 0.9), HardLabels(stingy)]
     for loss in losses:
         model = models.build("digits-small", 10, (1, 8, 8), seed=1)
         value = loss(model, batch)
@@ -227,7 +226,7 @@ def test_sparse_targets_are_zero_outside_the_largest(logits):
 
 @pytest.mark.parametrize("divergence", ["epd", "kl"])
 def test_sparse_teacher_loss_is_the_equation(digits, teacher, divergence):
-    pairs = pair(digits.train, disturb(teacher, digits.train, "noise", eps=0.3))
+    pairs = pair(digits.train, perturb(teacher, digits.train, "noise", eps=0.3))
     batch = first(pairs)
     clean, other = batch.images[:, :1], batch.images[:, 1:]
     model = models.build("digits-small", 10, (1, 8, 8), seed=1).eval()
@@ -241,7 +240,7 @@ def test_sparse_teacher_loss_is_the_equation(digits, teacher, divergence):
 
 
 def test_target_carries_no_gradient_and_teaches_no_statistics(digits, teacher):
-    batch = first(pair(digits.train, disturb(teacher, digits.train, "none")))
+    batch = first(pair(digits.train, perturb(teacher, digits.train, "none")))
     model = models.build("digits-small", 10, (1, 8, 8), seed=1)
     before = fingerprint(model)
     target = SparseTeacherLoss().target(model, batch.images[:, 1:])
@@ -275,7 +274,7 @@ def test_pairs_stay_pairs_under_augmentation(digits):
 
 
 def test_unpaired_uses_the_neighbour(digits, teacher):
-    batch = first(pair(digits.train, disturb(teacher, digits.train, "none")))
+    batch = first(pair(digits.train, perturb(teacher, digits.train, "none")))
     shifted = Batch(
         torch.cat([batch.images[:, :1], batch.images[:, 1:].roll(1, 0)], dim=1), batch.labels, batch.position
     )
@@ -284,10 +283,10 @@ def test_unpaired_uses_the_neighbour(digits, teacher):
     assert unpaired(teacher, batch).item() != pytest.approx(loss(teacher, batch).item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", DISTURBANCES)
+@pytest.mark.parametrize("kind", PERTURBATIONS)
 def test_disturbed_images_are_images(digits, teacher, kind):
     some = digits.train.subset(slice(0, 64))
-    found = disturb(teacher, some, kind, eps=0.1, step_size=0.025)
+    found = perturb(teacher, some, kind, eps=0.1, step_size=0.025)
     assert found.shape == some.images.shape and found.min() >= 0 and found.max() <= 1
     if kind != "none":
         assert distance(found, some.images).max() > 0.05
@@ -296,7 +295,7 @@ def test_disturbed_images_are_images(digits, teacher, kind):
         assert evaluate(teacher, some.replace(images=found)).accuracy < 0.7
     # Rounded to bytes for training, a budget of whole levels is kept to the letter.
     if kind == "pgd":
-        whole = disturb(teacher, some, "pgd", eps=26 / 255, step_size=0.03)
+        whole = perturb(teacher, some, "pgd", eps=26 / 255, step_size=0.03)
         stored = pair(some, whole).images[:, 1:].int()
         assert (stored - some.images.int()).abs().max().item() == 26
 
@@ -314,7 +313,7 @@ def test_literal_pgd_is_the_attack_on_normalised_images(digits):
         (gradient,) = torch.autograd.grad(F.cross_entropy(bare(images), some.labels, reduction="sum"), images)
         eta = (images.detach() + 0.01 * gradient.sign() - original).clamp(-0.3, 0.3)
         images = (original + eta).clamp(0, 1)
-    found = (disturb(model, some, "literal pgd") - mean[0]) / std[0]
+    found = (perturb(model, some, "literal pgd") - mean[0]) / std[0]
     assert (found - images).abs().mean() < 1e-3
     assert distance(found * std[0] + mean[0], some.images).min() > 0.3 * std[0]  # and its budget is not kept
 
@@ -346,12 +345,12 @@ def test_bad_settings_end_in_one_line(teacher, make, message):
 
 def test_disturb_refuses_what_it_cannot_do(digits, teacher):
     with pytest.raises(KdsecError, match="eps=8 is outside"):
-        disturb(teacher, digits.train, eps=8.0)
+        perturb(teacher, digits.train, eps=8.0)
     with pytest.raises(KdsecError, match="unknown disturbance 'pdg'; did you mean 'pgd'"):
-        disturb(teacher, digits.train, "pdg")
+        perturb(teacher, digits.train, "pdg")
     with pytest.raises(KdsecError, match="one label an image"):
-        disturb(teacher, digits.train.unlabelled(), "literal pgd")
-    batch = first(pair(digits.train, disturb(teacher, digits.train, "none")))
+        perturb(teacher, digits.train.unlabelled(), "literal pgd")
+    batch = first(pair(digits.train, perturb(teacher, digits.train, "none")))
     with pytest.raises(KdsecError, match="keep=11 of 10 logits"):
         SparseTeacherLoss(keep=11)(teacher, batch)
 
@@ -369,7 +368,7 @@ def test_losses_have_fingerprints(teacher):
 
 
 def test_sparse_teacher_trains(digits, teacher):
-    pairs = pair(digits.train, disturb(teacher, digits.train, eps=0.2, step_size=0.05))
+    pairs = pair(digits.train, perturb(teacher, digits.train, eps=0.2, step_size=0.05))
     model = models.build("digits-small", 10, (1, 8, 8), seed=0)
     fit(model, pairs, RECIPE, SparseTeacherLoss(alpha=0.01))
     assert evaluate(model, digits.test).accuracy > 0.85

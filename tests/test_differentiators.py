@@ -5,32 +5,39 @@ import dataclasses
 import pytest
 import torch
 
-from kdsec import chapters, data, models
-from kdsec.chapters import differentiators as chapter
+from kdsec import data, models
 from kdsec.data import Augment, Batch
 from kdsec.defenses import differentiators, pruning, rejection, verifiers
-from kdsec.defenses.differentiators import Committee, Making, Restricted, build, groups, pairs
+from kdsec.defenses.differentiators import (
+    DifferentiatorConfig,
+    DifferentiatorEnsemble,
+    Restricted,
+    build,
+    pairs,
+)
 from kdsec.defenses.pruning import cost, keep_channels, links, prune
-from kdsec.defenses.rejection import Judged, choose_threshold, on_attack, on_clean
+from kdsec.defenses.rejection import RejectorOutput, choose_threshold, on_attack, on_clean
 from kdsec.errors import KdsecError
 from kdsec.fingerprint import fingerprint
+from kdsec.layered import feature_distance, flatten_layers, nearest_mean, select_classes, transfer
 from kdsec.train import Recipe, evaluate, fit, predict
-from kdsec.transfer import only, transfer, unfold
 
 RECIPE = Recipe(epochs=6, batch_size=64, lr=0.1, augment=Augment(crop=1), precision="float32")
-MAKING = Making(Recipe(epochs=4, batch_size=32, lr=0.05, augment=Augment(crop=1), precision="float32"))
+MAKING = DifferentiatorConfig(
+    Recipe(epochs=4, batch_size=32, lr=0.05, augment=Augment(crop=1), precision="float32")
+)
 
 
 @pytest.fixture(scope="module")
 def parts():
     """Digits 5 to 9 as classes 0 to 4: training, validation, test."""
     splits = data.load("digits", validation=0.15)
-    return [only(part, range(5, 10)) for part in (splits.train, splits.val, splits.test)]
+    return [select_classes(part, range(5, 10)) for part in (splits.train, splits.val, splits.test)]
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    train = only(data.load("digits").train, range(5))
+    train = select_classes(data.load("digits").train, range(5))
     mean, std = train.mean_std()
     net = models.build("digits-small", 5, train.shape, mean=mean, std=std, seed=0)
     fit(net, train, RECIPE)
@@ -65,9 +72,11 @@ def silence(net, gone=None):
             last.bias[silent] = 0
 
 
-@pytest.mark.parametrize("name", ["digits-cnn", "digits-mlp", "cnn", "vgg11", "resnet8", "wrn16-1"])
+@pytest.mark.parametrize(
+    "name", ["digits-cnn", "digits-mlp", "cnn", "vgg11", "resnet8", "wrn16-1", "mobilenetv2"]
+)
 def test_removing_silent_channels_changes_no_output(name):
-    net = unfold(models.build(name, 4, NETS[name], seed=0)).eval()
+    net = flatten_layers(models.build(name, 4, NETS[name], seed=0)).eval()
     gone = torch.tensor([0, 3])
     silence(net, gone)
     kept = [torch.tensor([i for i in range(link.channels) if i not in gone]) for link in links(net)]
@@ -76,14 +85,14 @@ def test_removing_silent_channels_changes_no_output(name):
     assert torch.allclose(smaller(images), net(images), atol=1e-5)
     # Loud channels do matter: the test above would pass for a network that ignores its channels. Half of
     # them, since two may happen to be dead.
-    loud = unfold(models.build(name, 4, NETS[name], seed=0)).eval()
+    loud = flatten_layers(models.build(name, 4, NETS[name], seed=0)).eval()
     half = [torch.arange(link.channels // 2) for link in links(loud)]
     assert not torch.allclose(keep_channels(loud, half).eval()(images), loud(images), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["digits-cnn", "cnn", "resnet8"])
 def test_the_least_active_channels_are_those_that_go(name):
-    net = unfold(models.build(name, 4, NETS[name], seed=0)).eval()
+    net = flatten_layers(models.build(name, 4, NETS[name], seed=0)).eval()
     silence(net)
     images = torch.rand(6, *NETS[name])
     for ranking in ("activation", "zeros"):
@@ -96,7 +105,7 @@ def test_the_least_active_channels_are_those_that_go(name):
 
 @pytest.mark.parametrize("name", NETS)
 def test_parameters_and_work_really_shrink(name):
-    net = unfold(models.build(name, 4, NETS[name], seed=0)).eval()
+    net = flatten_layers(models.build(name, 4, NETS[name], seed=0)).eval()
     images = torch.rand(2, *NETS[name])
     half, most = prune(net, images, 0.5), prune(net, images, 0.9)
     whole, smaller, smallest = (cost(each, NETS[name]) for each in (net, half, most))
@@ -113,7 +122,7 @@ def test_parameters_and_work_really_shrink(name):
 
 
 def test_cost_is_counted_by_hand():
-    net = unfold(models.build("digits-cnn", 5, (1, 8, 8), seed=0))
+    net = flatten_layers(models.build("digits-cnn", 5, (1, 8, 8), seed=0))
     layers = [(1, 32, 64), (32, 64, 64), (64, 64, 16)]  # inputs, outputs, places
     work = sum(9 * inputs * outputs * places for inputs, outputs, places in layers) + 1024 * 5
     found = cost(net, (1, 8, 8))
@@ -141,38 +150,6 @@ def test_a_pruned_network_learns(student, parts):
     assert evaluate(net, test).accuracy > max(0.75, before)
 
 
-# ---- groups -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [2, 5, 10])
-def test_all_pairs_cover_every_misclassification(count):
-    which = pairs(count)
-    assert len(which) == count * (count - 1) // 2 == len(set(which))
-    assert torch.equal(Committee(None, which, [None] * len(which)).covered(), ~torch.eye(count).bool())
-
-
-@pytest.mark.parametrize(("count", "size"), [(5, 2), (5, 3), (10, 4), (43, 5), (6, 6)])
-def test_groups_cover_every_misclassification(count, size):
-    which = groups(count, size, seed=1)
-    assert all(len(group) == size == len(set(group)) for group in which)
-    assert torch.equal(Committee(None, which, [None] * len(which)).covered(), ~torch.eye(count).bool())
-    assert len(which) <= len(pairs(count))
-
-
-def test_groups_take_near_classes_first():
-    near = (torch.arange(6.0)[:, None] - torch.arange(6.0)).abs()
-    assert groups(6, 3, near)[0] == (0, 1, 2)
-
-
-def test_targeted_protection_covers_what_it_claims_and_no_more():
-    which = pairs(5, protect=(2,))
-    assert len(which) == 4
-    table = Committee(None, which, [None] * 4, protect=(2,)).covered()
-    expected = torch.zeros(5, 5, dtype=torch.bool)
-    expected[2] = torch.tensor([True, True, False, True, True])
-    assert torch.equal(table, expected)
-
-
 # ---- the committee ------------------------------------------------------------------------------
 
 
@@ -191,46 +168,25 @@ def panel(**settings):
     """The student says 0, then 2, then 1; three pairs answer with known probabilities of class 0."""
     odds = torch.tensor([0.9, 0.4, 0.6]).logit()
     nets = [Fixed([value.item(), 0.0]) for value in odds]
-    return Committee(Fixed([3.0, 0.0, 1.0, -1.0]), [(0, 1), (0, 2), (0, 3)], nets, **settings)
+    return DifferentiatorEnsemble(Fixed([3.0, 0.0, 1.0, -1.0]), [(0, 1), (0, 2), (0, 3)], nets, **settings)
 
 
-@pytest.mark.parametrize(
-    ("settings", "score"),
-    [
-        ({}, 0.4),
-        ({"rule": "mean"}, (0.9 + 0.4 + 0.6) / 3),
-        ({"rule": "vote"}, 2 / 3),
-        ({"members": 1}, 0.4),  # the runner-up is class 2
-        ({"members": 2}, 0.4),
-        ({"members": 2, "rule": "mean"}, (0.4 + 0.9) / 2),
-        ({"members": 9, "rule": "vote"}, 2 / 3),
-        ({"protect": (1,)}, 1.0),
-        ({"protect": (0,)}, 0.4),
-    ],
-)
-def test_rules_and_runners_up(settings, score):
-    decision, given = panel(**settings).judge(torch.zeros(3, 1, 8, 8))
+@pytest.mark.parametrize(("members", "score"), [(None, 0.4), (1, 0.4), (2, 0.4), (9, 0.4)])
+def test_the_least_probability_among_the_runners_up_counts(members, score):
+    """The runner-up is class 2, whose differentiator is the one that doubts."""
+    decision, given = panel(members=members).predict_with_score(torch.zeros(3, 1, 8, 8))
     assert decision.tolist() == [0, 0, 0]
     assert given.tolist() == pytest.approx([score] * 3, abs=1e-6)
-
-
-def test_fixed_members_stay_and_random_ones_change():
-    images = torch.zeros(300, 1, 8, 8)
-    for selection, kinds in (("fixed", 1), ("random", 3)):
-        scores = panel(members=1, selection=selection).judge(images).score
-        assert len(scores.round(decimals=4).unique()) == kinds
-        assert torch.equal(scores, panel(members=1, selection=selection).judge(images).score)
-    shares = [
-        (panel(members=1, selection="random").judge(images).score - p).abs() < 1e-4 for p in (0.9, 0.4, 0.6)
-    ]
-    assert min(share.float().mean() for share in shares) > 0.2
+    certain = dataclasses.replace(panel(members=members), student=Fixed([3.0, 1.0, 0.0, -1.0]))
+    expected = 0.9 if members == 1 else 0.4  # now class 1 comes second, and class 2 third
+    assert certain.predict_with_score(torch.zeros(1, 1, 8, 8)).score.item() == pytest.approx(expected)
 
 
 def test_differentiators_tell_their_pair_apart_and_are_small(committee, student, parts):
     train, _, test = parts
-    assert committee.covered().sum() == 20
+    assert len(set(committee.which)) == len(committee.which) == 10  # each two of five classes
     right = [
-        evaluate(net, only(test, group)).accuracy
+        evaluate(net, select_classes(test, group)).accuracy
         for group, net in zip(committee.which, committee.nets, strict=True)
     ]
     assert min(right) > 0.85
@@ -278,8 +234,8 @@ class Oracle:
 
     labels: torch.Tensor
 
-    def judge(self, images):
-        return Judged(self.labels[: len(images)], images[:, 0, 0, 0].float())
+    def predict_with_score(self, images):
+        return RejectorOutput(self.labels[: len(images)], images[:, 0, 0, 0].float())
 
 
 def numbered(parts, count=100):
@@ -351,7 +307,7 @@ def test_every_comparator_accepts_clean_images_and_rejects_blends_more_often(stu
     for name, rejector in rejectors.items():
         threshold = choose_threshold(rejector, validation, 0.1)
         clean = on_clean(rejector, threshold, test)
-        decision, score = rejector.judge(blends)
+        decision, score = rejector.predict_with_score(blends)
         assert score.min() >= -1e-6 and score.max() <= 1 + 1e-6 and decision.shape == (len(blends),), name
         assert clean.false_rejection.accuracy < 0.3, name
         if name in (
@@ -364,25 +320,110 @@ def test_every_comparator_accepts_clean_images_and_rejects_blends_more_often(stu
 def test_agreement_by_hand():
     images = torch.zeros(2, 1, 8, 8)
     others = (Fixed([0.0, 0.0]), Fixed([torch.tensor(0.8).logit().item(), 0.0]))
-    for rule, score in (("unanimous", 0.5), ("mean", 0.65), ("vote", 1.0)):
-        found = verifiers.Agreement(Fixed([1.0, 0.0]), others, rule).judge(images)
-        assert found.score.tolist() == pytest.approx([score] * 2, abs=1e-6)
+    found = verifiers.Agreement(Fixed([1.0, 0.0]), others).predict_with_score(images)
+    assert found.score.tolist() == pytest.approx([0.5] * 2, abs=1e-6)
     assert verifiers.Agreement(Fixed([1.0, 0.0]), others).verifiers(2)[1] == [(net, 1) for net in others]
 
 
 def test_dropout_answers_the_same_twice(student, parts):
     rejector = verifiers.InputDropout(student, rate=0.3)
-    first, second = rejector.judge(parts[2].images), rejector.judge(parts[2].images)
+    first, second = rejector.predict_with_score(parts[2].images), rejector.predict_with_score(parts[2].images)
     assert torch.equal(first.score, second.score) and first.score.min() < 1
 
 
-def test_the_median_filter_is_a_median():
-    images = torch.arange(9.0).view(1, 1, 3, 3)
-    assert verifiers._median(images, 3)[0, 0, 1, 1] == 4 and verifiers._median(images, 1).equal(images)
+class Brightness(torch.nn.Module):
+    """Class 1 where the mean pixel exceeds a limit, ever surer."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, images):
+        over = 50 * (images.flatten(1).mean(1) - self.limit)
+        return torch.stack([-over, over], 1)
+
+
+def test_dropout_is_the_largest_that_keeps_the_accuracy(parts):
+    """Images of brightness 0.6 are class 1: blanking a sixth of their pixels turns the answer at 0.5."""
+    bright, dark = torch.full((40, 1, 8, 8), 0.6), torch.full((40, 1, 8, 8), 0.2)
+    labels = torch.arange(80) // 40
+    planted = data.ImageSet(torch.cat([dark, bright]), labels, ("dark", "bright"), "planted")
+    rates = (0.3, 0.05, 0.1, 0.6)
+    assert verifiers.choose_dropout(Brightness(0.5), planted, rates).rate == 0.1
+    assert verifiers.choose_dropout(Brightness(0.3), planted, rates).rate == 0.3
+    assert verifiers.choose_dropout(Brightness(0.59), planted, rates).rate == 0.05  # all cost too much
+    blank = verifiers.Blank(0.3)
+    first, second = blank(torch.ones(50, 3, 8, 8)), blank(torch.ones(50, 3, 8, 8))
+    assert not torch.equal(first, second) and torch.equal(first[:, 0], first[:, 2])
+    assert first.mean().item() == pytest.approx(0.7, abs=0.03)
+
+
+def test_who_gives_the_class_everywhere_is_accepted_by_squeezing(student, parts):
+    """The score is at least the least probability of the decision, squeezed or not."""
+    rejector, images = verifiers.Squeezing(student, bits=2), parts[2].float_images()
+    decision, score = rejector.predict_with_score(images)
+    seen = [images, *(squeeze(images) for squeeze in rejector.squeezers())]
+    beliefs = torch.stack([predict(student, each).softmax(1) for each in seen])
+    least = beliefs.gather(2, decision.expand(3, -1)[..., None]).squeeze(2).amin(0)
+    assert (score >= least - 1e-5).all()
+
+
+def test_a_perfect_detector_reaches_a_perfect_score(parts):
+    """Planted: attacked images carry a mark that the rejector knows."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Perfect:
+        def predict_with_score(self, images):
+            marked = images[:, 0, 0, 0].float() == 255
+            return RejectorOutput(torch.zeros(len(images)).long(), 1 - marked.float())
+
+    clean = numbered(parts).replace(labels=torch.zeros(100).long())
+    marked = clean.images.clone()
+    marked[:, 0, 0, 0] = 255
+    zeros, ones = torch.zeros(100).long(), torch.ones(100).long()
+    attacks = {"targeted": (marked, ones, zeros), "any": (marked, ones, None), "idle": (marked, zeros, ones)}
+    other = clean.replace(images=255 - clean.images.clamp(1))
+    worth = rejection.measure(Perfect(), 0.05, clean, other, attacks)
+    assert worth.cost["accuracy left"].accuracy == 1 and worth.cost["false rejection"].accuracy == 0
+    for kind in ("targeted", "any"):
+        facts = worth.attacks[kind]
+        assert (facts["before"].accuracy, facts["defended"].accuracy, facts["caught"].accuracy) == (1, 0, 1)
+        assert facts["AUC"] == facts["caught at the rate"] == 1
+    assert "AUC" not in worth.attacks["idle"]  # nobody was fooled
+
+
+def test_a_baseline_that_lost_its_accuracy_is_none():
+    assert rejection.check_baseline(0.80, 0.89).realised
+    broken = rejection.check_baseline(0.17, 0.82)
+    assert not broken.realised and broken.metrics["accuracy lost"] == pytest.approx(0.65)
+
+
+def test_feature_distance_forgets_rotation_scale_and_shift():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 5, generator=generator)
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=generator))[0]
+    assert feature_distance(x, 3 * x @ turn + 7) == pytest.approx(0, abs=1e-5)
+    basis = torch.linalg.qr(torch.randn(60, 9, generator=generator) * 1.0)[0]
+    basis = torch.linalg.qr(basis - basis.mean(0))[0]
+    assert feature_distance(basis[:, :4], basis[:, 4:]) == pytest.approx(1, abs=1e-5)  # uncorrelated
+    assert 0 < feature_distance(x, x[:, :2]) < 1
+
+
+def test_the_nearest_mean_decides(teacher, parts):
+    train, _, test = parts
+    net = nearest_mean(teacher, train, 2)
+    flat = flatten_layers(teacher).eval()
+    features, known = flat.output(test.float_images(), 2), flat.output(train.float_images(), 2)
+    means = torch.stack([known[train.labels == label].mean(0) for label in range(5)])
+    assert torch.equal(predict(net, test).argmax(1), torch.cdist(features, means).argmin(1))
 
 
 def test_neuron_distance_is_the_formula(student, teacher, parts):
-    away, images, labels = unfold(teacher).eval(), parts[0].float_images(slice(0, 6)), parts[0].labels[:6]
+    away, images, labels = (
+        flatten_layers(teacher).eval(),
+        parts[0].float_images(slice(0, 6)),
+        parts[0].labels[:6],
+    )
     student.eval()
     loss = verifiers.NeuronDistance(away, 3, distance=50.0, weight=0.1)
     value = loss(student, Batch(images, labels, torch.arange(6)))
@@ -397,13 +438,13 @@ def test_neuron_distance_is_the_formula(student, teacher, parts):
 def test_neuron_distance_begins_where_the_distance_is_zero(teacher, parts):
     net = transfer(teacher, 5, 0).eval()
     batch = Batch(parts[0].float_images(slice(0, 6)), parts[0].labels[:6], torch.arange(6))
-    verifiers.NeuronDistance(unfold(teacher).eval(), 3, 10.0)(net, batch).backward()
+    verifiers.NeuronDistance(flatten_layers(teacher).eval(), 3, 10.0)(net, batch).backward()
     assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
 
 
 def test_pushing_away_moves_features_and_keeps_accuracy(student, teacher, parts):
     recipe = Recipe(epochs=1, batch_size=32, lr=0.02, schedule="constant", precision="float32")
-    away, images = unfold(teacher).eval(), parts[2].float_images()
+    away, images = flatten_layers(teacher).eval(), parts[2].float_images()
     net = verifiers.push_away(
         student, teacher, parts[0], recipe, layer=3, distance=60.0, stages=3, weight=1e-2
     )
@@ -415,13 +456,19 @@ def test_pushing_away_moves_features_and_keeps_accuracy(student, teacher, parts)
     assert evaluate(net, parts[2]).accuracy > 0.75
 
 
-def test_adversarial_training_learns_and_keeps_batch_norm_clean(parts):
-    net = models.build("digits-small", 5, parts[0].shape, seed=0)
-    loss = verifiers.AdversarialTraining(eps=0.1, steps=2)
-    losses = fit(net, parts[0], dataclasses.replace(RECIPE, epochs=3), loss)
-    assert losses[-1] < losses[0]
-    norm = next(layer for layer in net.modules() if isinstance(layer, torch.nn.BatchNorm2d))
-    assert norm.num_batches_tracked == 3 * (len(parts[0]) // 64)
+def test_the_last_push_is_as_long_as_all_others_by_epochs_and_by_steps(student, teacher, parts):
+    def lengths(**length):
+        recipe, seen = dataclasses.replace(RECIPE, **length), []
+
+        def fit(label, net, data, recipe, loss):
+            seen.append(recipe.total_steps(len(data)))
+
+        verifiers.push_away(student, teacher, parts[0], recipe, layer=3, distance=9.0, stages=3, fit=fit)
+        return seen
+
+    assert lengths(steps=5) == [5, 5, 20]
+    once = RECIPE.total_steps(len(parts[0])) // RECIPE.epochs
+    assert lengths(epochs=2) == [2 * once, 2 * once, 8 * once]
 
 
 # ---- mistakes -----------------------------------------------------------------------------------
@@ -431,52 +478,36 @@ def test_adversarial_training_learns_and_keeps_batch_norm_clean(parts):
     ("call", "message"),
     [
         (lambda s, d: pairs(1), "differentiators need 2 or more"),
-        (lambda s, d: pairs(5, protect=()), "name some of the classes"),
-        (lambda s, d: pairs(5, protect=(7,)), "name some of the classes"),
-        (lambda s, d: groups(5, 1), "must be 2 to 5"),
-        (lambda s, d: groups(5, 6), "must be 2 to 5"),
         (lambda s, d: build(s, d, [], MAKING), "no groups"),
         (lambda s, d: build(s, d.subset(d.labels != 1), [(0, 1)], MAKING), "no images of class 1"),
         (lambda s, d: build(s, d, [(0, 9)], MAKING), "not all classes"),
         (lambda s, d: prune(s, d.images, 1.0), "not a share"),
         (lambda s, d: prune(s, d.images[:0], 0.5), "no images to measure"),
-        (lambda s, d: links(unfold(models.build("resnext29", 4, (3, 32, 32)))), "no channels that can be"),
+        (
+            lambda s, d: links(flatten_layers(models.build("resnext29", 4, (3, 32, 32)))),
+            "no channels that can be",
+        ),
         (lambda s, d: prune(s, d.images, 0.5, "activations"), "did you mean 'activation'"),
-        (lambda s, d: Making(RECIPE, retrain="none"), "unknown retrain"),
-        (lambda s, d: Committee(s, [(0, 1)], []), "1 groups for 0"),
-        (lambda s, d: Committee(s, [(0, 1)], [s], members=0), "at least 1"),
-        (lambda s, d: Committee(s, [(0, 1)], [s], rule="all"), "unknown rule"),
-        (lambda s, d: Committee(s, [(0, 1)], [s], selection="best"), "unknown selection"),
-        (lambda s, d: Committee(s, [(0, 1)], [Fixed([0.0, 0.0])]).judge(d.images), "no differentiator knows"),
+        (lambda s, d: DifferentiatorConfig(RECIPE, retrain="none"), "unknown retrain"),
+        (lambda s, d: DifferentiatorEnsemble(s, [(0, 1)], []), "1 groups for 0"),
+        (lambda s, d: DifferentiatorEnsemble(s, [(0, 1)], [s], members=0), "at least 1"),
+        (
+            lambda s, d: DifferentiatorEnsemble(s, [(0, 1)], [Fixed([0.0, 0.0])]).predict_with_score(
+                d.images
+            ),
+            "no differentiator knows",
+        ),
         (lambda s, d: choose_threshold(verifiers.Confidence(s), d, 1.0), "not a share"),
         (lambda s, d: choose_threshold(Oracle(d.labels + 1), d, 0.1), "classified correctly"),
         (lambda s, d: verifiers.Agreement(s, ()), "at least one other"),
         (lambda s, d: verifiers.InputDropout(s, rate=1.0), "share in"),
-        (lambda s, d: verifiers.Squeezing(s, bits=0), "1 to 8 bits"),
+        (lambda s, d: verifiers.choose_dropout(s, d, ()), "no dropout rates"),
+        (lambda s, d: verifiers.Squeezing(s, bits=0).squeezers(), "choose 1 to 8"),
         (lambda s, d: verifiers.push_away(s, s, d, RECIPE, layer=4, distance=1.0), "layer 4 is beyond"),
         (lambda s, d: verifiers.push_away(s, s, d, RECIPE, layer=3, distance=0.0), "above 0"),
-        (lambda s, d: verifiers.AdversarialTraining(eps=0.0), "in \\(0, 1\\]"),
     ],
 )
 def test_mistakes_are_named(student, parts, call, message):
     with pytest.raises(KdsecError, match=message) as caught:
         call(student, parts[0])
     assert "\n" not in str(caught.value)
-
-
-def test_the_chapters_settings_are_checked():
-    assert set(chapter.PROFILES) == set(chapters.PROFILES)
-    for settings in chapter.PROFILES.values():
-        taught, learnt = settings.classes
-        shared = settings.dataset == settings.student_dataset
-        assert not (shared and set(taught) & set(learnt)) and settings.training_images > 0
-        shape = (1, 8, 8) if settings.dataset == "digits" else (3, 32, 32)
-        depth = unfold(models.build(settings.model, 2, shape)).depth
-        assert max(settings.keeps) == depth and min(settings.keeps) == 0
-    quick = chapter.PROFILES["quick"]
-    for wrong in ({"student_classes": 6}, {"student_classes": 1}, {"group": 9}, {"rankings": ("best",)}):
-        with pytest.raises(KdsecError):
-            dataclasses.replace(quick, **wrong)
-    for wrong in ({"budgets": (0.0,)}, {"epsilons": (2.0,)}, {"keeps": ()}, {"rate": 1.5}):
-        with pytest.raises(KdsecError):
-            dataclasses.replace(quick, **wrong)

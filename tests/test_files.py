@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kdsec.files import beside
+from kdsec.errors import atomic_write
 
 
 @pytest.mark.parametrize("old", [None, "old"])
@@ -12,7 +12,7 @@ def test_what_is_written_takes_the_place_only_at_the_end(tmp_path, old):
     path = tmp_path / "table.csv"
     if old:
         path.write_text(old)
-    with beside(path) as part:
+    with atomic_write(path) as part:
         part.write_text("new")
         assert part.parent == tmp_path and part.suffix == ".csv" and part.name.startswith(".")
         assert (path.read_text() if path.exists() else None) == old
@@ -24,7 +24,7 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, old):
     path = tmp_path / "table.csv"
     if old:
         path.write_text(old)
-    with pytest.raises(KeyboardInterrupt), beside(path) as part:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as part:
         part.write_text("half")
         raise KeyboardInterrupt
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == (
@@ -34,7 +34,7 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, old):
 
 def test_two_writers_do_not_meet(tmp_path):
     path = tmp_path / "table.csv"
-    with beside(path) as one, beside(path) as two:
+    with atomic_write(path) as one, atomic_write(path) as two:
         one.write_text("one"), two.write_text("two")
     assert path.read_text() == "one"
 
@@ -43,6 +43,6 @@ def test_files_are_for_everybody(tmp_path):
     """As a plain write makes them; mkstemp's would be the owner's alone."""
     path, plain = tmp_path / "table.csv", tmp_path / "plain.csv"
     plain.write_text("plain")
-    with beside(path) as part:
+    with atomic_write(path) as part:
         part.write_text("new")
     assert path.stat().st_mode == plain.stat().st_mode

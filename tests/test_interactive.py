@@ -17,18 +17,15 @@ import torch
 from matplotlib.image import imread
 from torch import Tensor, nn
 
-from kdsec.attacks.triggers import trigger
-from kdsec.data.imageset import to_bytes, to_float
-from kdsec.defenses.stingy import Stingy, keep_largest
+from kdsec.defenses.stingy import Stingy
 from kdsec.errors import KdsecError
-from kdsec.report import interactive, plots
+from kdsec.logits import keep_largest
+from kdsec.report import interactive
 from kdsec.report.interactive import Grid, Live, hover_heatmap, probability_explorer
-from kdsec.report.trigger_explorer import PERTURBATIONS, TRIGGERS, Mixtures, ask, mixed, trigger_explorer
 from tests import browser
 
 CLASSES = [f"class <{k}>" for k in range(10)]
 LABELS = torch.tensor([3, 1, 4])
-TARGET = 7
 
 
 def still() -> Any:
@@ -51,27 +48,6 @@ def pictures(channels: int = 1) -> Tensor:
 def probabilities(**changes: Any) -> Live:
     given = {"logits": logits(), "images": pictures(), "labels": LABELS, "classes": CLASSES, "still": still()}
     return probability_explorer(**(given | changes))
-
-
-def network() -> nn.Module:
-    torch.manual_seed(2)
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
-
-
-def poisoned() -> tuple[Tensor, Tensor]:
-    """Images, and these with the trigger and noise beside it."""
-    images, mark = pictures(3), trigger("checker 3", (3, 8, 8))
-    noise = 0.2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(3)) * mark.free
-    return images, to_bytes((to_float(mark.stamp(images)) + noise).clamp(0, 1))
-
-
-def asked() -> Mixtures:
-    return ask({"teacher": network(), "F attack": network()}, *poisoned(), trigger("checker 3", (3, 8, 8)))
-
-
-def backdoors(**changes: Any) -> Live:
-    given = {"asked": asked(), "labels": LABELS, "target": TARGET, "classes": CLASSES, "still": still()}
-    return trigger_explorer(**(given | changes))
 
 
 def recorded() -> pd.DataFrame:
@@ -100,19 +76,6 @@ def opened(chromium: Any, *figures: Live, **context: Any) -> tuple[Any, browser.
     trouble.watch(page)
     page.set_content("<!doctype html><meta charset=utf-8>" + "\n".join(each.html() for each in figures))
     return page, trouble
-
-
-# Notebooks put an output into the page as text, where scripts do not run, and then run these.
-AS_NOTEBOOKS_DO = """html => {
-    const output = document.createElement('div');
-    output.innerHTML = html;
-    for (const script of output.querySelectorAll('script')) {
-        const fresh = document.createElement('script');
-        fresh.type = script.type;
-        fresh.textContent = script.textContent;
-        script.replaceWith(fresh);
-    }
-    document.body.append(output); }"""
 
 
 def put(figure: Any, name: str, position: int) -> None:
@@ -158,14 +121,6 @@ def test_probabilities_are_those_of_torch(chromium: Any) -> None:
             order = figure.locator(".kdsec-chart", has_text=arm).locator(".kdsec-order").inner_text()
             ranked = expected.argsort(descending=True)[: int((expected > 0).sum())]
             assert order == "order: " + " › ".join(CLASSES[k] for k in ranked)
-    # With keys; and somebody who does not see the bars hears of it.
-    heat.focus()
-    page.keyboard.press("ArrowRight")
-    says = figure.locator("output[aria-live=polite]")
-    assert "τ = 4.5, the 7 largest. teacher: " in says.inner_text()
-    page.keyboard.press("Tab")
-    page.keyboard.press("Home")
-    assert "τ = 4.5, the 1 largest. teacher: " in says.inner_text()
     assert trouble.notes == []
     page.context.close()
 
@@ -173,53 +128,22 @@ def test_probabilities_are_those_of_torch(chromium: Any) -> None:
 @pytest.mark.browser
 def test_figures_on_one_page_do_not_disturb_each_other_and_print_as_stills(chromium: Any) -> None:
     twin = probabilities()
-    page, trouble = opened(chromium, twin, twin, backdoors())
-    page.evaluate(AS_NOTEBOOKS_DO, heat_map(recorded()).html())
-    first, second, third, fourth = page.locator(".kdsec-live").all()
-    assert [each.get_attribute("data-live") for each in (first, second, third, fourth)] == ["yes"] * 4
-    untouched = [each.inner_text() for each in (second, third, fourth)]
+    page, trouble = opened(chromium, twin, twin, heat_map(recorded()))
+    first, second, third = page.locator(".kdsec-live").all()
+    assert [each.get_attribute("data-live") for each in (first, second, third)] == ["yes"] * 3
+    untouched = [each.inner_text() for each in (second, third)]
     put(first, "temperature", 0)
     put(first, "classes kept", 0)
     first.get_by_role("radio").nth(2).check(force=True)
     assert numbers(first, "teacher") == torch.eye(10)[logits()["teacher"][2].argmax()].tolist()
-    assert [each.inner_text() for each in (second, third, fourth)] == untouched
-    assert second.get_by_role("radio").nth(0).is_checked() and third.get_by_role("radio").nth(0).is_checked()
+    assert [each.inner_text() for each in (second, third)] == untouched
+    assert second.get_by_role("radio").nth(0).is_checked()
 
     stills = page.locator("img.kdsec-still").all()
-    assert [each.is_visible() for each in stills] == [False, False, False, True]
+    assert [each.is_visible() for each in stills] == [False, False, True]
     page.emulate_media(media="print")
     assert all(each.is_visible() for each in stills)
     assert not any(each.is_visible() for each in page.locator(".kdsec-panel, .kdsec-cell").all())
-    assert trouble.notes == []
-    page.context.close()
-
-
-PIXELS = """canvas => {
-    const context = new OffscreenCanvas(8, 8).getContext('2d', { willReadFrequently: true });
-    context.drawImage(canvas, 0, 0);
-    return [...context.getImageData(0, 0, 8, 8).data]; }"""
-
-
-@pytest.mark.browser
-def test_the_page_draws_what_the_networks_were_asked(chromium: Any) -> None:
-    page, trouble = opened(chromium, backdoors())
-    figure = page.locator(".kdsec-live")
-    figure.get_by_role("radio").nth(1).check(force=True)
-    for t, e in [(0, 0), (10, 0), (10, 5), (4, 2)]:
-        put(figure, "trigger", t)
-        put(figure, "perturbation", e)
-        mark = trigger("checker 3", (3, 8, 8))
-        shown = mixed(*poisoned(), mark, TRIGGERS[t], PERTURBATIONS[e])[1]
-        pixels = (
-            torch.tensor(figure.locator("canvas").first.evaluate(PIXELS))
-            .view(8, 8, 4)[..., :3]
-            .permute(2, 0, 1)
-        )
-        assert (pixels - shown.int()).abs().max() <= 1  # halves are rounded to even only by torch
-        p = network()(to_float(shown)[None]).softmax(1)[0]
-        row = figure.locator(".kdsec-asked", has_text="F attack").inner_text()
-        assert f"{CLASSES[p.argmax()]} ({100 * p.max():.0f} %)" in row
-        assert float(re.findall(r"([\d.]+) %", row)[-1]) == pytest.approx(100 * p[TARGET].item(), abs=0.051)
     assert trouble.notes == []
     page.context.close()
 
@@ -248,7 +172,7 @@ def test_every_cell_of_a_heat_map_tells_its_seeds(chromium: Any) -> None:
 @pytest.mark.browser
 def test_on_a_phone_nothing_is_too_wide_and_a_finger_chooses_a_cell(chromium: Any) -> None:
     long = [f"a long class name {k}" for k in range(10)]
-    figures = probabilities(classes=long), backdoors(classes=long), heat_map(recorded())
+    figures = probabilities(classes=long), heat_map(recorded())
     page, _ = opened(chromium, *figures, has_touch=True, viewport={"width": 360, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.locator(".kdsec-cell").nth(4).tap()
@@ -264,15 +188,15 @@ def test_on_a_phone_nothing_is_too_wide_and_a_finger_chooses_a_cell(chromium: An
 
 @pytest.mark.browser
 def test_without_scripts_the_still_picture_stays(chromium: Any) -> None:
-    figures = probabilities(), backdoors(), heat_map(recorded())
+    figures = probabilities(), heat_map(recorded())
     page, _ = opened(chromium, *figures, java_script_enabled=False)
     pictures = page.locator("img").all()
-    assert len(pictures) == 3 and all(each.is_visible() for each in pictures)
+    assert len(pictures) == 2 and all(each.is_visible() for each in pictures)
     assert page.locator("input, button, canvas").count() == 0
     page.context.close()
 
 
-@pytest.mark.parametrize("make", [probabilities, backdoors, lambda: heat_map(recorded())])
+@pytest.mark.parametrize("make", [probabilities, lambda: heat_map(recorded())])
 def test_a_figure_offers_html_for_pages_and_its_picture_for_paper(make: Any) -> None:
     before = plt.get_fignums()
     live = make()
@@ -307,29 +231,14 @@ def test_a_cell_of_the_picture_lies_under_its_button() -> None:
     assert np.allclose(boxes[:, 2:], boxes[0, 2:], atol=1e-4)
 
 
-def test_a_mixture_ends_in_the_image_the_stamped_image_and_the_poison() -> None:
-    (images, poisons), mark = poisoned(), trigger("checker 3", (3, 8, 8))
-    ends = {(0, 0): images, (1, 0): mark.stamp(images), (1, 1): poisons}
-    for (opacity, strength), expected in ends.items():
-        assert torch.equal(mixed(images, poisons, mark, opacity, strength), expected)
-
-
-def test_black_is_the_pages_own_colour_and_others_are_the_arms() -> None:
-    arms = {each["name"]: each["colour"] for each in backdoors().data["arms"]}
-    assert arms == {"teacher": "currentColor", "F attack": plots.RED}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"logits": {}}, "at least one network"),
-        ({"logits": torch.empty(0, 10), "images": pictures()[:0], "labels": LABELS[:0]}, "at least one"),
         ({"logits": torch.zeros(3, 9)}, r"shape \(3, 9\); 3 images and 10 classes"),
         ({"logits": torch.full((3, 10), -torch.inf)}, "'teacher' are not all finite"),
         ({"logits": {"nasty": torch.full((3, 10), torch.nan)}}, "'nasty' are not all finite"),
         ({"keep": 11}, "keep=11 of 10 classes; choose 1 to 10"),
-        ({"keep": 0}, "choose 1 to 10"),
-        ({"temperature": 0.0}, "temperature=0.0"),
         ({"temperature": float("inf")}, "temperature=inf"),
         ({"labels": torch.tensor([3, 1, 10])}, "one of 0 to 9"),
         ({"labels": LABELS[:2]}, "2 labels for 3 images"),
@@ -339,24 +248,6 @@ def test_a_wrong_probability_explorer_is_one_line(change: dict[str, Any], messag
     with pytest.raises(KdsecError, match=message) as caught:
         probabilities(**change)
     assert "\n" not in str(caught.value)
-
-
-def test_a_wrong_trigger_explorer_is_one_line() -> None:
-    (images, poisons), mark = poisoned(), trigger("checker 3", (3, 8, 8))
-    nets = {"teacher": network()}
-    for wrong, message in [
-        (lambda: ask({}, images, poisons, mark), "at least one network"),
-        (lambda: ask(nets, images[:0], poisons[:0], mark), "at least one network"),
-        (lambda: ask(nets, images, poisons[:2], mark), "of one shape"),
-        (lambda: ask(nets, to_float(images), to_float(poisons), mark), "give bytes"),
-        (lambda: backdoors(target=10), "target 10 is no class; choose 0 to 9"),
-        (lambda: backdoors(classes=CLASSES[:8]), "tells 10 classes apart, and 8"),
-        (lambda: backdoors(labels=-LABELS), "one of 0 to 9"),
-    ]:
-        with pytest.raises(KdsecError, match=message) as caught:
-            wrong()
-        assert "\n" not in str(caught.value)
-    plt.close("all")
 
 
 def test_a_wrong_heat_map_is_one_line() -> None:
@@ -369,4 +260,33 @@ def test_a_wrong_heat_map_is_one_line() -> None:
         with pytest.raises(KdsecError, match=message) as caught:
             wrong()
         assert "\n" not in str(caught.value)
+    plt.close("all")
+
+
+def switch() -> Live:
+    groups = {
+        "copies": {"none": (0.9, 0.9), "AST": (0.55, 0.88)},
+        "changed images": {"purifier": (0.47, 0.97)},
+    }
+    return interactive.knows_switch(still(), groups, "Means of 3 seeds.")
+
+
+@pytest.mark.browser
+def test_the_switch_shows_what_an_attacker_gets_who_knows(chromium: Any) -> None:
+    page, trouble = opened(chromium, switch(), viewport={"width": 360, "height": 700})
+    read = """rows => [...document.querySelectorAll('.kdsec-row')].map(row =>
+        [...row.querySelectorAll('span')].map(each => each.textContent).filter(Boolean))"""
+    assert page.evaluate(read) == [["none", "90 %"], ["AST", "55 %"], ["purifier", "47 %"]]
+    page.get_by_role("switch", name="The attacker knows").check()
+    assert page.evaluate(read) == [["none", "90 %"], ["AST", "88 %"], ["purifier", "97 %"]]
+    assert "AST: 88 %" in page.locator("output").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert trouble.notes == []
+    page.context.close()
+
+
+def test_a_switch_without_shares_is_one_line() -> None:
+    for groups in ({}, {"copies": {"AST": (55.0, 88.0)}}):
+        with pytest.raises(KdsecError, match="must be shares in"):
+            interactive.knows_switch(still(), groups, "")
     plt.close("all")

@@ -105,43 +105,13 @@ def test_so_has_the_package() -> None:
     assert found == {}
 
 
-def test_the_letters_of_single_chapters_are_used_there() -> None:
-    """A table of letters grows stale in silence; each of its chapters must still write what it says."""
-    page = (ROOT / "book" / "notation.md").read_text(encoding="utf-8")
-    table = page.partition("## Letters of single chapters")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\|(.*?)\| \$(.+?)\$ \|", table, re.MULTILINE)
-    assert len(rows) >= 3
-    chapter = None
-    for where, letters in rows:
-        chapter = re.search(r"notebooks/([\w.-]+)\)", where) or chapter
-        assert chapter is not None
-        text = "\n".join(cells(ROOT / "notebooks" / chapter[1], "markdown"))
-        formulas = " ".join(markdown_math(text))
-        for letter in letters.split(r",\; "):
-            assert re.search(rf"{re.escape(letter)}(?![A-Za-z])", formulas), f"{letter} in {chapter[1]}"
-
-
-@pytest.mark.parametrize(
-    ("formula", "wrong"),
-    [
-        (r"\sigma_T(z)", True),
-        (r"e^{z_i/T}", True),
-        (r"\frac{1}{T} p_k", True),
-        (r"\alpha T^2 D", True),
-        (r"T_K(x')", True),
-        (r"\arg\max f_t(z)", True),
-        (r"\sigma(z_s)", True),
-        (r"\|\delta\| \le \epsilon", True),
-        (r"L = \mathrm{CE}", True),
-        (r"L_S", True),
-        (r"f \circ S", True),
-        (r"C(C-1)/2", True),
-        (r"[p_t, 1 - p_t]^A", True),
-        (r"\sigma_\tau(f_T(x)) - \sigma_\tau(z_{T})", False),
-        (r"d(x', x_s) < P, f_S(x_t), f_T^{\,\ell}, \ell < L", False),
-        (r"\mathcal{L} = \mathrm{CE}(f_S(x), y), \text{MS-SSIM T}", False),
-        (r"\gamma_t \ge \log(K-1), \mathbb{E}_\xi", False),
-    ],
-)
-def test_a_letter_of_before_is_seen(formula: str, wrong: bool) -> None:
-    assert bool(refused(formula)) is wrong
+def test_a_refused_letter_is_seen() -> None:
+    for formula in (
+        r"\sigma_T(z)",
+        r"e^{z_i/T}",
+        r"\arg\max f_t(z)",
+        r"\|\delta\| \le \epsilon",
+        r"C(C-1)/2",
+    ):
+        assert refused(formula), formula
+    assert not refused(r"\sigma_\tau(f_T(x)) - \sigma_\tau(z_{T}) + \mathcal{L}, f_T^{\,\ell}, \ell < L")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
-import pathlib
 
 import matplotlib
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,8 +15,6 @@ from matplotlib.colors import same_color, to_rgb
 
 from kdsec.report import plots
 from kdsec.report.records import COLUMNS
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -79,13 +74,6 @@ def test_arm_dots_shows_every_seed_in_its_row(ax):
     assert ax.get_xlabel() == "test accuracy (%)"
 
 
-def test_arm_dots_of_another_metric(ax):
-    frame = pd.concat([rows((0, "KD", 0.9)), rows((0, "KD", 0.4), metric="agreement")], ignore_index=True)
-    plots.arm_dots(ax, frame, ["KD"], metric="agreement")
-    ((position, _),) = dots(ax)
-    assert position.tolist() == [[pytest.approx(40), 0]] and ax.get_xlabel() == "agreement (%)"
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("frame", [rows(), rows((0, "teacher", 0.9))], ids=["nothing", "another arm"])
 def test_an_arm_without_rows_keeps_its_place_and_crashes_nothing(ax, frame):
@@ -117,44 +105,11 @@ def test_arm_curves_shows_every_seed_and_their_mean(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("queries", "test accuracy (%)")
 
 
-def test_ticks_say_what_a_swept_setting_is(ax):
-    frame = rows(*((0, "KD", 0.5, f"temperature={T}") for T in (0.5, 2, 1500)))
-    plots.arm_curves(ax, frame, ["KD"], x="temperature")
-    assert named(ax.xaxis) == ["0.5", "2", "1,500"]
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("frame", [rows(), rows((0, "KD", 0.9))], ids=["nothing", "nothing swept"])
 def test_curves_of_nothing_crash_nothing(ax, frame):
     plots.arm_curves(ax, frame, ["KD"], x="queries", lines={"teacher": 0.9})
     assert dots(ax) == [] and len(ax.lines) == 1
-
-
-@pytest.mark.parametrize(("count", "columns"), [(8, 4), (5, 4), (1, 4), (3, 1)])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_soft_labels_draws_each_picture_with_its_bars(ax, count, columns, channels):
-    images = torch.rand(count, channels, 8, 8)
-    cold, hot = torch.rand(count, 3).softmax(1), torch.full((count, 3), 1 / 3)
-    figure = plots.soft_labels(images, {"T = 1": cold, "T = 4": hot}, ["cat", "dog", "aeroplane"], columns)
-    pictures = [axes for axes in figure.axes if axes.images]
-    charts = [axes for axes in figure.axes if axes.patches]
-    assert len(pictures) == len(charts) == count
-    for item, (picture, chart) in enumerate(zip(pictures, charts, strict=True)):
-        shown = np.asarray(picture.images[0].get_array())
-        expected = (
-            images[item].permute(1, 2, 0).squeeze(2) if channels == 1 else images[item].permute(1, 2, 0)
-        )
-        np.testing.assert_allclose(shown, expected)
-        heights = [bar.get_height() for bar in chart.patches]
-        assert heights == pytest.approx([*cold[item].tolist(), *hot[item].tolist()])
-        middles = [bar.get_x() + bar.get_width() / 2 for bar in chart.patches]
-        assert [round(middle) for middle in middles] == [0, 1, 2, 0, 1, 2]  # beside its class
-        assert chart.get_ylim() == (0, 1) and named(chart.xaxis) == ["cat", "dog", "aeropl"]
-        one, four = chart.patches[0].get_facecolor(), chart.patches[3].get_facecolor()
-        assert not same_color(one, four)
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["T = 1", "T = 4"]
-    figure.canvas.draw()
 
 
 @pytest.mark.parametrize("make", [torch.tensor, np.array])
@@ -170,56 +125,36 @@ def test_class_matrix_leaves_out_the_diagonal_and_the_callers_numbers(ax, make):
     assert ax.figure.axes[-1].get_ylabel() == "probability"
 
 
-def test_the_style_is_legible_on_a_white_page():
-    with matplotlib.rc_context():
-        plots.use_style()
-        assert matplotlib.rcParams["figure.facecolor"] == "white"
-        assert matplotlib.rcParams["font.family"] == ["DejaVu Sans"]  # comes with matplotlib
-        sizes = [matplotlib.rcParams[name] for name in ("axes.labelsize", "legend.fontsize")]
-        width = matplotlib.rcParams["figure.figsize"][0]
-        assert min(sizes) / width > 1.2  # points an inch: on a phone, a third of that is still readable
+@pytest.mark.parametrize(("count", "channels"), [(8, 1), (5, 3), (1, 1)])
+def test_soft_labels_draws_each_picture_with_its_bars(ax, count, channels):
+    images = torch.rand(count, channels, 8, 8)
+    cold, hot = torch.rand(count, 3).softmax(1), torch.full((count, 3), 1 / 3)
+    figure = plots.soft_labels(images, {"T = 1": cold, "T = 4": hot}, ["cat", "dog", "aeroplane"])
+    pictures = [axes for axes in figure.axes if axes.images]
+    charts = [axes for axes in figure.axes if axes.patches]
+    assert len(pictures) == len(charts) == count
+    for item, (picture, chart) in enumerate(zip(pictures, charts, strict=True)):
+        shown = np.asarray(picture.images[0].get_array()).reshape(8, 8, channels)
+        np.testing.assert_allclose(shown, images[item].permute(1, 2, 0))
+        heights = [bar.get_height() for bar in chart.patches]
+        assert heights == pytest.approx([*cold[item].tolist(), *hot[item].tolist()])
+        assert chart.get_ylim() == (0, 1) and len(named(chart.xaxis)) == 3
+    figure.canvas.draw()
 
 
-def arms_of_the_opening():
-    """Arms by the name of the list, or the dictionary's keys, that the opening notebook puts them in."""
-    notebook = nbformat.read(ROOT / "notebooks" / "01-opening.ipynb", as_version=4)
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    found = {}
-    for node in itertools.chain.from_iterable(
-        ast.walk(ast.parse(each)) for each in code if "%pip" not in each
-    ):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            items = getattr(node.value, "keys", None) or getattr(node.value, "elts", None) or []
-            texts = [item.value for item in items if isinstance(item, ast.Constant)]
-            found[node.targets[0].id] = [text for text in texts if isinstance(text, str)]
-    return {name: found[name] for name in ("arms", "OWNERS", "stealing")}
-
-
-def test_every_arm_of_the_opening_has_a_colour_of_its_own():
-    arms = set(itertools.chain.from_iterable(arms_of_the_opening().values()))
-    assert {"teacher", "labels", "KD", "soft labels", "hard labels"} <= arms
-    assert arms <= set(plots.ARM_COLOURS)
-    assert plots.colour("an arm of tomorrow") not in plots.ARM_COLOURS.values()
+def test_arms_that_are_not_listed_have_colours_of_their_own():
+    arms = ["G trigger and noise", "H attack, true labels", "fine-tuning", "median", "STRIP", "head only"]
+    colours = [plots.colour(arm) for arm in arms]
+    assert len(set(colours)) >= 3 and colours == [plots.colour(arm) for arm in arms]
+    assert not set(colours) & set(plots.ARM_COLOURS.values())
 
 
 # Full loss of one kind of cone (Machado, Oliveira & Fernandes 2009, table 1, severity 1.0), in linear RGB.
 EYES = {
-    "all cones": np.eye(3),
-    "protanopia": [
-        [0.152286, 1.052583, -0.204868],
-        [0.114503, 0.786281, 0.099216],
-        [-0.003882, -0.048116, 1.051998],
-    ],
-    "deuteranopia": [
-        [0.367322, 0.860646, -0.227968],
-        [0.280085, 0.672501, 0.047413],
-        [-0.011820, 0.042940, 0.968881],
-    ],
-    "tritanopia": [
-        [1.255528, -0.076749, -0.178779],
-        [-0.078411, 0.930809, 0.147602],
-        [0.004733, 0.691367, 0.303900],
-    ],
+    "all cones": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    "deuteranopia": [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+    "tritanopia": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
 }
 XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 
@@ -228,30 +163,13 @@ def lab(colour, eye):
     """CIELAB (D65) of a colour as seen by ``eye``: distances are about what a viewer perceives."""
     rgb = np.array(to_rgb(colour))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    relative = XYZ @ np.clip(EYES[eye] @ linear, 0, 1) / XYZ.sum(1)
+    relative = XYZ @ np.clip(np.array(EYES[eye]) @ linear, 0, 1) / XYZ.sum(1)
     x, y, z = np.where(relative > 216 / 24389, np.cbrt(relative), (24389 / 27 * relative + 16) / 116)
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-def nearest(arms, eye):
-    """The least distance of two arms' colours (1 is a just noticeable difference side by side)."""
-    colours = sorted({plots.colour(arm) for arm in arms})
-    return min(
-        (np.linalg.norm(lab(a, eye) - lab(b, eye)), a, b) for a, b in itertools.combinations(colours, 2)
-    )
-
-
 @pytest.mark.parametrize("eye", EYES)
 def test_colours_are_told_apart_by_every_eye(eye):
-    assert nearest(plots.ARM_COLOURS, eye)[0] > (20 if eye == "all cones" else 10)
-    curves = arms_of_the_opening()["stealing"]  # where colour alone says which is which
-    assert len(curves) == 4 and nearest(curves, eye)[0] > 15
-
-
-def test_distance_of_colours_is_what_it_should_be():
-    """The yardstick itself: known CIELAB values, and the confusion that every guide warns of."""
-    assert lab("#FFFFFF", "all cones") == pytest.approx([100, 0, 0], abs=0.1)
-    assert lab("#FF0000", "all cones") == pytest.approx([53.24, 80.09, 67.20], abs=0.1)
-    red, green = "#B05000", "#6E7500"
-    apart = [np.linalg.norm(lab(red, eye) - lab(green, eye)) for eye in ("all cones", "deuteranopia")]
-    assert apart[1] < apart[0] / 3
+    colours = [lab(colour, eye) for colour in {plots.colour(arm) for arm in plots.ARM_COLOURS}]
+    nearest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(colours, 2))
+    assert nearest > (20 if eye == "all cones" else 10)

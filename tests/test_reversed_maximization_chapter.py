@@ -7,57 +7,63 @@ import dataclasses
 import pytest
 import torch
 
-from kdsec import chapters
-from kdsec.attacks.datafree import DFAD
-from kdsec.chapters.reversed_maximization import COMPANIONS, DATAFREE_TARGETS, OTHERS, PROFILES
+from kdsec import config
+from kdsec.attacks.data_free import DFAD
+from kdsec.attacks.extraction import POOL
+from kdsec.config.reversed_maximization import OTHERS
 from kdsec.data.names import CLASS_NAMES, GROUPS
-from kdsec.defenses.reversed_maximization import READINGS
 from kdsec.errors import KdsecError
+from kdsec.logits import READINGS
+from kdsec.report.panels.reversed_maximization import KINDS
 from kdsec.run import start
+
+CHAPTER = "reversed-maximization"
+PROFILES = {name: config.settings(CHAPTER, name) for name in config.profiles(CHAPTER)}
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ({"readings": ("negated",)}, "unknown reading 'negated'; did you mean 'negate'"),
-        ({"readings": ()}, "readings is empty"),
-        ({"strengths": (1.0, 0.0)}, "strengths=.*must be above 0"),
-        ({"reversal_temperature": 0.0}, "reversal_temperature=0.0 must be above 0"),
-        ({"allowed": 2.0}, "allowed=2.0 must be between 0 and 1"),
         ({"suspects": ("normal", "uniformed")}, "unknown teacher 'uniformed'"),
-        ({"readings": ("negate", "rank")}, "unknown teacher 'uniform'"),  # a suspect that nobody trains
+        (
+            {"readings": ("negate", "rank", "copy")},
+            "unknown teacher 'uniform'",
+        ),  # a suspect that nobody trains
         ({"datafree_targets": ("soft label",)}, "did you mean 'soft labels'"),
-        ({"nasty_weights": (-0.1,)}, "must be 0 or more"),
         ({"thieves": ("mean remover",)}, "unknown thief"),
-        ({"student_steps": 0}, "student_steps=0 must be 1 or more"),
+        ({"readings": ("negate", "uniform")}, "unknown reading, for the cost of the others, 'copy'"),
+        ({"poison_budget": 3.0}, "poison_budget"),
     ],
 )
 def test_impossible_settings_end_in_one_line_before_anything_runs(setting, message):
     with pytest.raises(KdsecError, match=message) as error:
-        chapters.settings("reversed-maximization", "quick", setting)
+        config.settings("reversed-maximization", "quick", setting)
     assert "\n" not in str(error.value)
 
 
 def test_the_paper_profile_tries_every_reading_and_every_way():
     paper = PROFILES["paper"]
-    assert set(paper.readings) == set(READINGS) and paper.datafree_targets == DATAFREE_TARGETS
+    assert set(paper.readings) == set(READINGS) and paper.game and paper.drawing
     assert set(OTHERS) < set(paper.drawn_from) and set(OTHERS) < set(paper.suspects)
 
 
-@pytest.mark.parametrize("dataset", COMPANIONS)
-def test_another_data_set_brings_settings_along(dataset):
-    there = chapters.settings("reversed-maximization", "paper", {"dataset": dataset, "sparse_keep": 3})
-    assert there.nasty_temperature == COMPANIONS[dataset]["nasty_temperature"] and there.sparse_keep == 3
-
-
 @pytest.mark.parametrize("profile", PROFILES)
-def test_thieves_with_a_generator_take_as_many_steps_of_the_student(profile):
-    """Equal budgets: otherwise the figure compares patience."""
+def test_every_profile_has_its_controls(profile):
     at = PROFILES[profile]
-    steps = (at.drawing.rounds - at.drawing.warmup) * at.drawing.student_steps
-    if profile != "paper":  # there each takes the budget of its own authors' code
-        assert at.game.rounds * at.game.student_steps == steps
-        assert at.game.batch_size == at.drawing.batch_size
+    assert {"negate", "rank", "uniform", "copy"} <= set(at.readings)
+    assert profile == "quick" or "complement" in at.readings
+    assert {1.0, at.temperature} <= set(at.temperatures) & {1.0, *at.search.temperatures}
+    assert profile == "quick" or set(POOL) <= set(at.thieves)
+    assert all(set(at.thieves) & set(kind) for kind in KINDS.values())
+    assert "normal" in at.suspects and len(at.strengths) > 1
+    assert at.protections(0.7).reversal_weight == 0.7
+
+
+@pytest.mark.parametrize(("dataset", "temperature"), [("cifar10", 4.0), ("tiny-imagenet", 20.0)])
+def test_another_data_set_brings_settings_along(dataset, temperature):
+    there = config.settings("reversed-maximization", "paper", {"dataset": dataset, "sparse_keep": 3})
+    assert there.nasty_temperature == temperature and there.sparse_keep == 3
 
 
 @pytest.mark.parametrize("dataset", GROUPS)
@@ -76,12 +82,12 @@ def test_a_theft_without_data_is_done_once_and_gives_the_same_again():
     run = start("reversed-maximization", seed=1)
     teacher = run.build("digits-cnn").eval()
     students = [run.build("digits-small") for _ in range(3)]
-    images = [run.steal("normal", attack, student, teacher) for student in students[:2]]
+    images = [run.data_free("normal", attack, student, teacher) for student in students[:2]]
     assert (run.cache.misses, run.cache.hits) == (1, 1)
     assert torch.equal(*images) and images[0].shape[1:] == run.data.train.shape
     one, other, fresh = (student.state_dict() for student in students)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not all(torch.equal(one[name], fresh[name]) for name in one)
-    run.steal("normal", dataclasses.replace(attack, rounds=4), students[2], teacher)
+    run.data_free("normal", dataclasses.replace(attack, rounds=4), students[2], teacher)
     assert run.cache.misses == 2
     run.finish()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import re
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdsec import chapters, models
+from kdsec import config, models
 from kdsec.cache import Cache
 from kdsec.distill import KD
 from kdsec.errors import KdsecError
@@ -55,20 +54,14 @@ def weights(model):
         ({"seed": True}, "seed=True must be a whole number"),
         ({"seed": 2**32}, "seed=4294967296 must be a whole number"),  # would repeat seed 0
         ({"overrides": {"tempreture": 2.0}}, "did you mean 'temperature'.*choose from: dataset, "),
-        ({"overrides": {"temperature": "hot"}}, "temperature='hot' has the wrong type.*float"),
+        ({"overrides": {"temperature": "hot"}}, "temperature='hot' has the wrong type.*number"),
         ({"overrides": {"owner": 1.5}}, "owner=1.5 has the wrong type.*int"),
-        ({"overrides": {"owner": True}}, "owner=True has the wrong type.*int"),
-        ({"overrides": {"queries": 50}}, "queries=50 has the wrong type.*: a list such as \\[1, 2\\]"),
-        ({"overrides": {"recipe": {"epochs": 1}}}, "wrong type.*Recipe"),
+        ({"overrides": {"queries": 50}}, "queries=50 has the wrong type.*a list such as \\[1, 2\\]"),
         ({"overrides": {"dataset": "cifar"}}, "did you mean 'cifar10'"),
-        ({"overrides": {"validation": 1}}, "validation=1 must lie between 0 and 1"),
-        ({"overrides": {"temperature": -1}}, "temperature=-1 must be above 0"),
-        ({"overrides": {"alpha": 1.5}}, "alpha=1.5 must be between 0 and 1"),
-        ({"overrides": {"student_steps": -5}}, "student_steps=-5 must be 1 or more"),
-        ({"overrides": {"queries": ("a",)}}, "entry='a' has the wrong type.*int"),
-        ({"overrides": {"queries": ()}}, "queries is empty"),
+        ({"overrides": {"validation": 1}}, "validation=1 must be less than 1"),
         ({"overrides": ["alpha"]}, "must be a dictionary of settings"),
-        ({"out": 5}, "out=5 must be the path of a folder"),
+        ({"out": ""}, "out='' is not the path"),
+        ({"out": 5}, "out=5 is not the path of a folder"),
     ],
 )
 def test_mistakes_are_found_at_the_start_in_one_line(arguments, message, capsys):
@@ -113,7 +106,7 @@ def test_the_header_tells_which_split_this_is(capsys):
 def test_int_stands_for_float_and_overrides_reach_the_settings():
     run = start("opening", overrides={"temperature": 2, "owner": 100})
     assert (run.settings.temperature, run.settings.owner) == (2, 100)
-    assert run.settings.alpha == chapters.settings("opening", "quick").alpha
+    assert run.settings.alpha == config.settings("opening", "quick").alpha
     assert run.overrides == {"temperature": 2, "owner": 100}
 
 
@@ -131,6 +124,24 @@ def test_all_arms_start_from_the_same_weights():
         for net in (first, start("opening", seed=4).build("digits-small"))
     )
     assert not torch.equal(mine, others)
+
+
+def test_a_student_never_starts_as_its_teacher_did():
+    run = start("opening", seed=3)
+    nets = [weights(run.build("digits-small", role)) for role in ("teacher", "student", "shadow", "student")]
+    assert torch.equal(nets[1], nets[3])
+    assert not any(torch.equal(nets[i], nets[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    with pytest.raises(KdsecError, match="unknown role 'pupil'"):
+        run.build("digits-small", "pupil")
+
+
+def test_foreign_images_are_as_many_unlabelled_and_another_kind():
+    run = start("opening")
+    own = run.data.train.subset(slice(0, 20))
+    turned = run.foreign("rotated", own)
+    assert torch.equal(turned.images.rot90(-1, (2, 3)), own.images) and (turned.labels == -1).all()
+    with pytest.raises(KdsecError, match="choose another foreign set"):
+        run.foreign("digits", run.data.train, "val")
 
 
 def test_normalisation_comes_from_the_training_images():
@@ -244,61 +255,38 @@ def test_without_out_nothing_is_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", chapters.CHAPTERS)
+@pytest.mark.parametrize("name", config.CHAPTERS)
 def test_every_chapter_has_frozen_profiles(name):
     kinds = set()
-    for profile in chapters.profiles(name):
-        settings = chapters.settings(name, profile)
+    for profile in config.profiles(name):
+        settings = config.settings(name, profile)
         kinds.add(type(settings))
         for field in dataclasses.fields(settings):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(settings, field.name, None)
             hash(getattr(settings, field.name))  # a list inside would not be frozen
     assert len(kinds) == 1
-    assert {"quick", "small", "paper"} <= set(chapters.profiles(name)) <= set(chapters.PROFILES)
+    assert {"quick", "small", "paper"} <= set(config.profiles(name)) <= set(config.PROFILES)
 
 
-@pytest.mark.parametrize("name", chapters.CHAPTERS)
+@pytest.mark.parametrize("name", config.CHAPTERS)
 def test_a_chapters_own_settings_pass_the_check_of_overrides(name):
     """Each field's value is of the type that its annotation says, at every profile."""
-    for profile in chapters.profiles(name):
-        settings = chapters.settings(name, profile)
+    for profile in config.profiles(name):
+        settings = config.settings(name, profile)
         values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-        assert chapters.settings(name, profile, values) == settings
-
-
-TRAINING_IMAGES = {
-    "digits": 1198,
-    "fashion-mnist": 60_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "gtsrb": 39_209,
-    "gtsrb-224": 26_640,
-    "flowers102": 2_040,
-    "tiny-imagenet": 100_000,
-}
-
-
-@pytest.mark.parametrize("name", chapters.CHAPTERS)
-def test_every_profile_and_companion_has_images_enough(name):
-    module = importlib.import_module(f"kdsec.chapters.{name.replace('-', '_')}")
-    plans = [(profile, {}) for profile in chapters.profiles(name)]
-    plans += [("paper", {"dataset": dataset}) for dataset in getattr(module, "COMPANIONS", {})]
-    for profile, overrides in plans:
-        settings = chapters.settings(name, profile, overrides)
-        left = TRAINING_IMAGES[settings.dataset] * (1 - settings.validation)
-        assert 0 < settings.training_images <= left, (profile, overrides)
+        assert config.settings(name, profile, values) == settings
 
 
 def test_more_images_than_there_are_end_before_anything_is_trained(tmp_path):
-    with pytest.raises(KdsecError, match=r"deals out 1450 training images.* digits has 1078") as error:
+    with pytest.raises(KdsecError, match=r"1450 training images.* digits has 1078") as error:
         start("opening", out=tmp_path, overrides={"owner": 1000})
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
 
 
 def test_opening_names_nets():
-    for profile in chapters.profiles("opening"):
-        settings = chapters.settings("opening", profile)
+    for profile in config.profiles("opening"):
+        settings = config.settings("opening", profile)
         assert {settings.teacher, settings.student} <= set(models.names())
         assert list(settings.queries) == sorted(set(settings.queries))
 
@@ -310,9 +298,9 @@ def test_a_profile_that_a_chapter_lacks_is_refused_and_those_it_has_are_named():
 
 
 def test_the_second_profile_is_the_small_one_on_other_data():
-    for name in chapters.CHAPTERS:
-        if "second" in chapters.profiles(name):
-            small, second = (chapters.settings(name, profile) for profile in ("small", "second"))
+    for name in config.CHAPTERS:
+        if "second" in config.profiles(name):
+            small, second = (config.settings(name, profile) for profile in ("small", "second"))
             data = {"dataset", "student_dataset"} & {field.name for field in dataclasses.fields(small)}
             assert any(getattr(small, field) != getattr(second, field) for field in data)
 
@@ -335,48 +323,53 @@ def test_more_data_is_split_by_the_same_seed_and_named_in_the_provenance(tmp_pat
 
 
 def test_overrides_do_not_stay():
-    before = chapters.settings("opening", "quick")
-    chapters.settings("opening", "quick", {"owner": 7})
-    assert chapters.settings("opening", "quick") == before
+    before = config.settings("opening", "quick")
+    config.settings("opening", "quick", {"owner": 70})
+    assert config.settings("opening", "quick") == before
 
 
 @pytest.mark.parametrize("images", [1, 50, 63, 64, 450, 600])
-def test_every_student_takes_about_the_same_number_of_steps(images):
-    settings = chapters.settings("opening", "quick")
+def test_every_student_takes_the_same_number_of_steps(images):
+    settings = config.settings("opening", "quick")
     recipe = settings.student_recipe(images)
-    steps = recipe.epochs * max(1, images // recipe.batch_size)
-    assert abs(steps - settings.student_steps) <= max(1, images // recipe.batch_size)
-    assert dataclasses.replace(recipe, epochs=settings.recipe.epochs) == settings.recipe
+    assert recipe.total_steps(images) == settings.student_steps
+    assert dataclasses.replace(recipe, epochs=settings.recipe.epochs, steps=None) == settings.recipe
 
 
 def half(images, factor=0.5):
-    CALLS.append(factor)
+    print("computed with", factor)
     return images * factor
 
 
-CALLS: list[float] = []
-
-
-def test_once_computes_once_per_arguments(monkeypatch, tmp_path):
+def test_once_computes_once_per_arguments(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("KDSEC_CACHE", str(tmp_path))
-    CALLS.clear()
     images = torch.rand(2, 1, 4, 4)
     for _ in range(2):
         run = start("opening")
-        assert torch.equal(run.once("half", half, images), images / 2)
-        assert torch.equal(run.once("half", half, images, factor=2.0), images * 2)
-    assert CALLS == [0.5, 2.0]
+        assert torch.equal(run.cached("half", half, images), images / 2)
+        assert torch.equal(run.cached("half", half, images, factor=2.0), images * 2)
+    assert re.findall(r"computed with (\S+)", capsys.readouterr().out) == ["0.5", "2.0"]
 
 
 def test_recordings_are_those_of_the_book_and_else_the_run_itself(tmp_path, monkeypatch):
     run = start("opening", seed=3)
     run.records.add("labels", "digits-small", "test accuracy", 0.5, n=10)
     monkeypatch.setenv("KDSEC_RESULTS", str(tmp_path))
-    ((name, (at, rows)),) = run.recordings().items()
+    ((name, (at, rows)),) = run.recorded_results().items()
     assert (name, at) == ("quick", run.settings) and rows["value"].tolist() == [0.5]
     run.out = tmp_path
     run.finish()
     other = start("opening", seed=4)
-    ((name, (at, rows)),) = other.recordings().items()
+    ((name, (at, rows)),) = other.recorded_results().items()
     assert name == "quick" and rows["seed"].tolist() == [3]
     other.finish()
+
+
+def test_thief_and_owner_can_have_the_same_images():
+    begun = start("opening")
+    owner, thief, rest = begun.deal(100, 40, 50, overlap=True)
+    apart, other = begun.deal(100, 50)
+    assert torch.equal(thief.images, owner.images[:40]) and len(owner) == 100
+    assert torch.equal(owner.images, apart.images) and torch.equal(rest.images, other.images)
+    with pytest.raises(KdsecError, match="lower the numbers"):
+        begun.deal(40, 100, overlap=True)

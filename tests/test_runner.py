@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -19,18 +20,17 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("papermill")
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook  # noqa: E402
 
-from kdsec import chapters, launch, notebook, plan, runner  # noqa: E402
-from kdsec.chapters import CHAPTERS  # noqa: E402
+from kdsec import config, fingerprint, notebook, planning, runner  # noqa: E402
+from kdsec.config import CHAPTERS  # noqa: E402
 from kdsec.errors import KdsecError  # noqa: E402
-from kdsec.execute import claimed  # noqa: E402
-from kdsec.report import claims  # noqa: E402
+from kdsec.planning import plan, widest_gaps_first  # noqa: E402
+from kdsec.report import claims, verdicts  # noqa: E402
 from kdsec.report.records import Records, read, recipe_of  # noqa: E402
-from kdsec.runner import run_chapters  # noqa: E402
+from kdsec.runner import claimed, run_chapters  # noqa: E402
 
 PARAMETERS = 'profile = "quick"\nseed = 0\ndevice = "auto"\nout = None\noverrides = {}'
 RECORD = """\
 import os
-from kdsec.report import claims  # noqa: E402
 from kdsec.report.records import Records
 records = Records("opening", profile, seed, "digits")
 records.add("kd", "net", "accuracy", 0.5 + seed / 10, n=10)
@@ -143,21 +143,29 @@ def test_what_went_wrong_is_told_apart(book):
 
 @pytest.fixture
 def instantly(monkeypatch):
-    """Make runs instant: results appear in place without a kernel."""
+    """Make runs instant: results appear in place without a process or kernel."""
 
-    def finish(self, job):
-        with open("trace", "a") as trace:
-            trace.write(f"{job.seed}\n")
-        records = Records(job.chapter, job.profile, job.seed, "digits")
-        records.add("kd", "net", "accuracy", 0.5)
-        records.save(job.out, {"recipe": job.recipe})
-        source = notebook.read(job.notebook)
-        executed = notebook.with_parameters(source, job.parameters)
-        page = notebook.finished(source, executed, job.parameters, job.shown)
-        notebook.write(page, job.final(".ipynb"))
-        return ""
+    class Process:
+        def __init__(self, spec, *_):
+            self.spec = spec
+            self.channel, self.other = multiprocessing.Pipe()
+            self.other.send("")
 
-    monkeypatch.setattr(runner.Launcher, "run", finish)
+        def follow(self):
+            spec = self.spec
+            with open("trace", "a") as trace:
+                trace.write(f"{spec.seed}\n")
+            records = Records(spec.chapter, spec.profile, spec.seed, "digits")
+            records.add("kd", "net", "accuracy", 0.5)
+            records.save(spec.out, {"recipe": spec.recipe})
+            source = notebook.read(spec.notebook)
+            executed = notebook.with_parameters(source, spec.parameters)
+            page = notebook.finished(source, executed, spec.parameters, spec.shown)
+            notebook.write(page, spec.final(".ipynb"))
+            time.sleep(0.2)
+            return runner._over(spec, "done")
+
+    monkeypatch.setattr(runner, "_Process", Process)
 
 
 def test_what_is_done_is_kept_until_something_that_matters_changes(book, instantly):
@@ -213,7 +221,7 @@ def test_a_clone_with_committed_records_only_has_nothing_to_run(book, instantly)
 
 
 def test_two_at_a_time_give_the_same_as_one(book):
-    run(0, 1, out="one")
+    run(1, out="one")
     run(0, 1, out="two", jobs=2)
     for name in files("one/quick/opening"):
         first, second = (
@@ -227,7 +235,7 @@ def nothing_starts(monkeypatch):
     def start(*_):
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(launch.subprocess, "Popen", start)
+    monkeypatch.setattr(runner, "_Process", start)
 
 
 BAD = {
@@ -245,16 +253,34 @@ BAD = {
     "jobs": {"jobs": 0},
     "cannot read the notebook": {"notebooks": "nowhere"},
     "cannot write": {"out": "nbs/01-opening.ipynb/below"},
+    "out='' is not the path": {"out": ""},
+    "out=5 is not the path": {"out": 5},
+    "notebooks='' is not the path": {"notebooks": ""},
+    "cannot write to .*loop": {"out": "loop/o"},
+    "cannot write to .*nnn": {"out": "n" * 5000},
+    "is not the path of": {"out": "null\0"},
+    "minutes": {"minutes": float("nan")},
 }
 
 
 @pytest.mark.parametrize("message", BAD)
 def test_mistakes_are_found_before_anything_starts(book, nothing_starts, message):
+    pathlib.Path("loop").symlink_to("loop")
     asked = {"chapters": ["opening"], "profile": "quick", "seeds": [0], "out": "out", "notebooks": "nbs"}
     with pytest.raises(KdsecError, match=message) as caught:
         run_chapters(**{**asked, **BAD[message]})
     assert "\n" not in str(caught.value)
     assert not pathlib.Path("out").exists() and not pathlib.Path("results").exists()
+
+
+@pytest.mark.parametrize("cache", ["trace", "trace/below", "loop"])
+def test_a_cache_that_cannot_be_used_is_found_at_once(book, nothing_starts, cache, monkeypatch):
+    pathlib.Path("trace").touch()
+    pathlib.Path("loop").symlink_to("loop")
+    monkeypatch.setenv("KDSEC_CACHE", cache)
+    with pytest.raises(KdsecError, match="KDSEC_CACHE") as caught:
+        run()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -264,16 +290,19 @@ def test_a_missing_gpu_is_found_before_anything_starts(book, nothing_starts):
 
 
 @pytest.mark.parametrize(
-    ("parameters", "message"),
+    ("parameters", "name"),
     [
-        (PARAMETERS + "\nsed = 3", "unknown sed"),
-        (PARAMETERS.replace("overrides = {}", ""), "lacks overrides"),
-        ("profile = (", "not plain Python"),
+        (PARAMETERS + "\nsed = 3", "sed"),
+        (PARAMETERS.replace("overrides = {}", ""), "overrides"),
+        ("profile = (", "seed"),
+        (None, "seed"),
     ],
 )
-def test_parameters_must_be_those_that_are_passed(book, nothing_starts, parameters, message):
-    book(parameters=parameters)
-    with pytest.raises(KdsecError, match=message):
+def test_parameters_must_be_those_that_are_passed(book, nothing_starts, parameters, name):
+    book(parameters=parameters or PARAMETERS)
+    if parameters is None:
+        nbformat.write(new_notebook(cells=[new_code_cell("x = 1")]), "nbs/01-opening.ipynb")
+    with pytest.raises(KdsecError, match=rf"tagged 'parameters'.*{name}"):
         run()
 
 
@@ -285,119 +314,34 @@ def test_a_damaged_notebook_is_named(book, nothing_starts, text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_notebook_needs_a_parameters_cell(book, nothing_starts):
-    nbformat.write(new_notebook(cells=[new_code_cell("x = 1")]), "nbs/01-opening.ipynb")
-    with pytest.raises(KdsecError, match="no cell tagged 'parameters'"):
-        run()
-
-
-NO_JUPYTER = ("IPython", "ipykernel", "jupyter_client", "jupyter_core", "nbclient", "nbformat", "papermill")
-
-
-@pytest.fixture
-def no_jupyter(tmp_path, monkeypatch):
-    """Take Jupyter away, here and from every process that is started."""
-    hide = f"import sys\nsys.modules.update(dict.fromkeys({NO_JUPYTER!r}))"
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "sitecustomize.py").write_text(hide)
-
-    def apply():
-        for name in NO_JUPYTER:
-            monkeypatch.setitem(sys.modules, name, None)
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bare"))
-
-    return apply
-
-
-@pytest.mark.slow
-def test_without_jupyter_the_record_is_the_same(book, no_jupyter, capfd):
-    """What a cell defines has the same source for a fingerprint; what it shows does not disturb."""
-    defined = """\
-from __future__ import annotations
-import dataclasses
-from IPython.display import Markdown, display
-import matplotlib.pyplot as plt
-if seed < 0:
-    %pip install nothing
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    weight: float = 0.5
-    def __call__(self, outputs):
-        return self.weight * outputs
-def twice(x):
-    return 2 * x
-display(Markdown(f"device {device}"))
-plt.plot([0, 1])
-plt.show()"""
-    record = """\
-from kdsec.fingerprint import fingerprint
-from kdsec.report import claims  # noqa: E402
-from kdsec.report.records import Records
-import os
-records = Records("opening", profile, seed, "digits")
-records.add("kd", fingerprint([Loss(), twice]), "accuracy", 0.5, queries=overrides["queries"][0])
-records.save(out, {"recipe": os.environ.get("KDSEC_RECIPE"), "overrides": list(overrides["queries"])})"""
-    book(defined, record=record)
-    asked = {"overrides": {"queries": (7, 9)}}
-    assert run(out="one", **asked)[0].status == "done"
-    no_jupyter()
-    pathlib.Path("two/quick/opening").mkdir(parents=True)
-    pathlib.Path("two/quick/opening/seed0.ipynb").touch()
-    assert run(out="one", **asked)[0].status == "resumed", "a page is neither asked for nor looked at"
-    assert run(out="two", **asked)[0].status == "done"
-    assert "no pages" in capfd.readouterr().err
-    assert files("two/quick/opening") == ["seed0.csv", "seed0.json"], "a page that shows other numbers stayed"
-    for name in files("two/quick/opening"):
-        first, second = (pathlib.Path(folder, "quick/opening", name).read_text() for folder in ("one", "two"))
-        assert first == second, name
-
-
-def test_without_jupyter_a_failure_is_told_the_same(book, no_jupyter):
-    book("if seed == 1:\n    raise ValueError('first\\nsecond')", record="raise SystemExit(3)")
-    no_jupyter()
-    left, raised = run(0, 1, jobs=2)
-    assert left.reason == "failed: code cell 4 of 4 under 'The middle', `raise SystemExit(3)`: SystemExit: 3"
-    told = "code cell 3 of 4 under 'The middle', `if seed == 1:`: ValueError: first second"
-    assert raised.reason == f"failed: {told}"
-    assert files() == []
-
-
-def test_a_process_that_leaves_slowly_does_not_disturb_the_next_run(book, no_jupyter):
-    book("import atexit, time\n_ = atexit.register(time.sleep, 1)")
-    no_jupyter()
-    assert [each.status for each in run(0, 1, jobs=1)] == ["done", "done"]
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"cells": 3}', '{"cells": [{}]}'])
-def test_without_jupyter_a_damaged_notebook_is_named(book, nothing_starts, no_jupyter, text):
-    pathlib.Path("nbs/01-opening.ipynb").write_text(text)
-    no_jupyter()
-    with pytest.raises(KdsecError, match=r"01-opening\.ipynb is not a notebook"):
+@pytest.mark.parametrize("missing", ["papermill", "ipykernel", "nbformat"])
+def test_without_jupyter_one_line_says_what_to_install(book, nothing_starts, missing, monkeypatch):
+    find = planning.importlib.util.find_spec
+    monkeypatch.setattr(
+        planning.importlib.util, "find_spec", lambda name: None if name == missing else find(name)
+    )
+    with pytest.raises(KdsecError, match=r"pip install '\.\[run\]'"):
         run()
 
 
 def test_no_run_is_begun_when_the_time_is_over(book, instantly, monkeypatch):
-    finish = runner.Launcher.run
-
-    def take_a_while(self, job):
-        time.sleep(0.1)
-        return finish(self, job)
-
-    monkeypatch.setattr(runner.Launcher, "run", take_a_while)
-    first, second = run(0, 1, minutes=0.05 / 60)
+    clock = iter(range(1000))
+    monkeypatch.setattr(runner.time, "monotonic", lambda: float(next(clock)))
+    first, second = run(0, 1, minutes=1.5 / 60)
     assert (first.status, second.status) == ("done", "left") and "goes on from here" in second.reason
-    assert [each.status for each in run(0, 1, minutes=5)] == ["resumed", "done"]
+    assert [outcome.status for outcome in run(0, 1, minutes=5)] == ["resumed", "done"]
     assert executions() == ["0", "1"]
 
 
 def record_claims(job):
     """A record with every number that the claims of its chapter ask for."""
-    settings = chapters.settings(job.chapter, job.profile)
+    settings = config.settings(job.chapter, job.profile)
     records = Records(job.chapter, job.profile, job.seed, "digits")
     for claim in claims.papers()[job.chapter].claims:
-        for quantity in filter(None, (claim.first, claim.second)):
-            names = (quantity.arm, quantity.model or "net", quantity.metric, quantity.setting)
-            arm, model, metric, setting = (claims._fill(name, settings) for name in names)
+        tests = [each for check in claim.realised for each in (check.quantity, check.than)]
+        for quantity in filter(None, (claim.first, claim.second, *tests)):
+            arm, metric, setting, model = quantity._filled(settings)
+            model = model or "net"
             pairs = dict(part.split("=") for part in setting.split(";") if part)
             with contextlib.suppress(KdsecError):  # several claims ask for it
                 records.add(arm, model, metric, 0.5 + job.seed / 7, **pairs)
@@ -407,15 +351,15 @@ def record_claims(job):
 def test_the_widest_gaps_of_the_scoreboard_come_first(tmp_path):
     """First what is not yet run anywhere, most claims first; then chapter by chapter to three seeds."""
 
-    everything = plan.plan([], "paper", [0, 1, 2, 3], out=tmp_path)
+    everything = plan([], "paper", [0, 1, 2, 3], out=tmp_path)
 
     def todo(*seeds):
         return [job for job in everything if job.seed in seeds and not job.final(".json").exists()]
 
     def order(jobs):
-        return [(job.chapter, job.seed) for job in plan.widest_gaps_first(jobs)]
+        return [(job.chapter, job.seed) for job in widest_gaps_first(jobs)]
 
-    board = [each.claim.chapter for each in claims.scoreboard("paper", folder=tmp_path)]
+    board = [each.claim.chapter for each in verdicts.scoreboard("paper", folder=tmp_path)]
     ranked = sorted(CHAPTERS, key=lambda name: -board.count(name))
     assert ranked != list(CHAPTERS), "this says nothing where the book's order is that of the gaps"
     rest = [(name, seed) for name in ranked for seed in (1, 2)]
@@ -423,8 +367,8 @@ def test_the_widest_gaps_of_the_scoreboard_come_first(tmp_path):
 
     most = ranked[0]
     record_claims(next(job for job in todo(0) if job.chapter == most))
-    verdicts = [each.verdict for each in claims.scoreboard("paper", [most], tmp_path)]
-    assert claims.NOT_RUN not in verdicts
+    found = [each.verdict for each in verdicts.scoreboard("paper", [most], tmp_path)]
+    assert verdicts.NOT_RUN not in found
     assert order(todo(0, 1, 2)) == [*((name, 0) for name in ranked[1:]), *rest]
 
     for job in todo(0, 1, 2):
@@ -451,27 +395,46 @@ def test_one_folder_runs_once(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_recipe_covers_the_package_but_not_its_drivers():
-    package = pathlib.Path(plan.PACKAGE)
-    assert not plan._is_bystander(package / "train.py")
-    assert not plan._is_bystander(package / "models" / "__init__.py")
-    assert plan._is_bystander(package / "cli.py")
-    assert plan._is_bystander(package / "chapters" / "crossing.py")
-    assert all((package / name).exists() for name in plan.DRIVERS)
-
-
 def test_the_recipe_covers_what_a_chapter_imports_and_no_more():
-    cells = ["%pip install x\nfrom kdsec.defenses.stingy import Stingy", "from kdsec import distill"]
-    behind = {str(file.relative_to(plan.PACKAGE)) for file in plan._code_behind("opening", cells)}
-    assert {"defenses/stingy.py", "distill.py", "chapters/opening.py", "models/resnet.py"} <= behind
-    assert not behind & {"defenses/nasty.py", "attacks/evasion.py", "chapters/__init__.py", "cli.py"}
+    cells = ["%pip install x\nfrom kdsec.defenses.stingy import Stingy", "from kdsec import distill, run"]
+    cells += ["from kdsec.report import plots, metrics, tables", "from kdsec.exercises import opening"]
+    behind = {str(file.relative_to(planning.PACKAGE)) for file in planning._code_behind("opening", cells)}
+    wanted = {"defenses/stingy.py", "distill.py", "config/opening.py", "models/resnet.py", "run.py"}
+    assert behind >= wanted | {"train.py", "data/imageset.py", "report/records.py", "report/metrics.py"}
+    others = {"defenses/nasty.py", "attacks/poisoning.py", "config/crossing.py", "cli.py"}
+    assert not behind & (others | {"report/plots.py", "report/tables.py", "exercises/opening.py"})
+    assert all((planning.PACKAGE / name).exists() for name in (*fingerprint.DRIVERS, *fingerprint.DRAWING))
 
 
-def test_describe_names_the_nearest_heading():
-    cells = [new_markdown_cell("# A\ntext\n## B"), new_code_cell("# why\n\nx = 1"), new_markdown_cell("t")]
-    book = new_notebook(cells=[*cells, new_code_cell("y")])
-    assert notebook.describe(book, 1) == (1, 2, "B") and notebook.describe(book, 3) == (2, 2, "B")
-    assert notebook.first_line(cells[1].source) == "x = 1"
+def test_a_cell_is_described_by_the_nearest_heading():
+    cells = [new_markdown_cell("# A\ntext\n## B"), new_code_cell("x = 1"), new_markdown_cell("t")]
+    page = new_notebook(cells=[*cells, new_code_cell("y")])
+    assert notebook.describe(page, 1) == (1, 2, "B") and notebook.describe(page, 3) == (2, 2, "B")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"KDSEC_DATA": "d", "OMP_NUM_THREADS": "3"}, {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "7"}],
+)
+def test_the_kernel_gets_the_users_variables_and_its_share_of_cores(given):
+    spec = planning.RunSpec("opening", "quick", 0, "cpu", {}, *[pathlib.Path("p")] * 2, "feed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", {"MPLBACKEND": "agg", "PATH": "p", **given})
+        seen = runner._environment(spec, pathlib.Path("scratch"), threads=2, fresh=True)
+    openmp = given.get("OMP_NUM_THREADS", "2")
+    assert seen["OMP_NUM_THREADS"] == openmp and seen["PATH"] == "p" and "MPLBACKEND" not in seen
+    # PyTorch prefers MKL's number to OpenMP's: setting the one must set the other.
+    assert seen["MKL_NUM_THREADS"] == given.get("MKL_NUM_THREADS", openmp)
+    assert seen["KDSEC_RECIPE"] == "feed" and seen["KDSEC_FRESH"] == "1"
+    assert "KDSEC_DATA" not in given or pathlib.Path(seen["KDSEC_DATA"]).is_absolute()
+    assert seen.items() >= runner.KEEP_MEMORY.items()
+
+
+def test_a_terminal_gets_a_live_bar(book, monkeypatch, capfd):
+    monkeypatch.setenv("KDSEC_PROGRESS", "bar")
+    run()
+    screen = capfd.readouterr().err
+    assert "\r" in screen and "4/4" in screen and "opening seed 0: done in" in screen
 
 
 WAIT = """\
@@ -495,25 +458,10 @@ def alive(pid):
         return False
 
 
-@pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize(
-    ("kind", "jupyter"),
-    [
-        (signal.SIGINT, True),
-        pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, True, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, False, marks=pytest.mark.slow),
-    ],
-)
-def test_a_killed_run_leaves_nothing_and_is_taken_up_again(book, tmp_path, no_jupyter, kind, jupyter):
-    flag, pid = tmp_path / "slow", tmp_path / "pid"
-    book(WAIT.format(flag=str(flag), pid=str(pid)))
-    flag.touch()
-    if not jupyter:
-        no_jupyter()
-    command = [sys.executable, "-m", "kdsec", "run", "opening", "--seeds", "0,1"]
-    process = subprocess.Popen(
+def started(*seeds):
+    """`kdsec run` in a process group of its own, as a shell starts it."""
+    command = [sys.executable, "-m", "kdsec", "run", "opening", "--seeds", ",".join(map(str, seeds))]
+    return subprocess.Popen(
         [*command, "--out", "out", "--notebooks", "nbs"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         stderr=subprocess.PIPE,
@@ -523,23 +471,92 @@ def test_a_killed_run_leaves_nothing_and_is_taken_up_again(book, tmp_path, no_ju
         # Where these tests run in the background, a shell may have told them to ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+def scratch_folders(tmp_path):
+    return [path.name for path in (tmp_path / "tmp").glob("kdsec-*")]
+
+
+@pytest.fixture
+def own_tmp(tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize(
+    ("kind", "group"),
+    [
+        (signal.SIGINT, True),
+        *(
+            pytest.param(kind, group, marks=pytest.mark.slow)
+            for kind, group in (
+                (signal.SIGINT, False),
+                (signal.SIGTERM, False),
+                (signal.SIGTERM, True),
+                (signal.SIGHUP, True),
+                (signal.SIGKILL, False),
+            )
+        ),
+    ],
+)
+def test_a_killed_run_leaves_nothing_and_is_taken_up_again(book, tmp_path, own_tmp, kind, group):
+    """A terminal signals its whole foreground group, `kill` the runner alone."""
+    flag, pid = tmp_path / "slow", tmp_path / "pid"
+    book(WAIT.format(flag=str(flag), pid=str(pid)))
+    flag.touch()
+    process = started(0, 1)
     try:
         until(lambda: pid.exists() and pid.read_text(), "the kernel never reached the slow cell")
         kernel = int(pid.read_text())
         assert alive(kernel)
-        process.send_signal(kind)
+        os.killpg(process.pid, kind) if group else process.send_signal(kind)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     until(lambda: not alive(kernel), "the kernel survived")
     until(lambda: not list(pathlib.Path("out/quick/opening").glob(".*")), "the staging folder stayed")
-    assert files() == ["seed0.csv", *(["seed0.ipynb"] if jupyter else []), "seed0.json"]
+    until(lambda: not scratch_folders(tmp_path), "the temporary folder stayed")
+    assert files() == ["seed0.csv", "seed0.ipynb", "seed0.json"]
     if kind != signal.SIGKILL:
         assert process.returncode == 130
         last = errors.strip().splitlines()[-1]
-        assert (
-            last.startswith("kdsec: error: interrupted (1 of 2 runs finished") and "Traceback" not in errors
-        )
+        assert last.startswith("kdsec: error: interrupted (1 of 2 runs finished")
+        assert "Traceback" not in errors
     flag.unlink()
-    assert [each.status for each in run(0, 1)] == ["resumed", "done"]
+    assert [outcome.status for outcome in run(0, 1)] == ["resumed", "done"]
     assert recipe_of("out", "quick", "opening", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_run_is_told_and_leaves_nothing(book, tmp_path, own_tmp, kind):
+    process = started(0)
+    status = pathlib.Path(f"/proc/{process.pid}/status")
+
+    def handled():  # the mask of signals that the process catches
+        line = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt"))
+        return int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1
+
+    until(handled, "no handler was installed")
+    os.killpg(process.pid, kind)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.count("\n") == 1, errors
+    assert errors.startswith("kdsec: error: interrupted (0 of 1 runs finished")
+    assert not scratch_folders(tmp_path) and executions() == []
+
+
+def test_only_runs_that_are_kept_are_counted(book, monkeypatch):
+    """A failed run is over, but nothing of it is kept."""
+    book("assert seed")
+    over = runner._over
+
+    def stop_after_two(spec, *arguments, **options):
+        outcome = over(spec, *arguments, **options)
+        if spec.seed == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return outcome
+
+    monkeypatch.setattr(runner, "_over", stop_after_two)
+    with pytest.raises(KeyboardInterrupt, match="1 of 3 runs"):
+        run(0, 1, 2)

@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage, signal
 
 from kdsec.attacks import backdoor
-from kdsec.attacks.similarity import dssim, ms_ssim, ssim
+from kdsec.attacks.similarity import change, dssim, ms_ssim, ssim
 from kdsec.errors import KdsecError
 
 
@@ -105,6 +105,16 @@ def test_properties_of_the_distance():
     assert (dssim(first, nearer) < dssim(first, second)).all()
     alone = torch.cat([dssim(a[None], b[None]) for a, b in zip(first, second, strict=True)])
     assert torch.allclose(dssim(first, second), alone, atol=1e-6)
+
+
+def test_a_change_in_one_pixel_by_hand():
+    first = torch.full((2, 1, 16, 16), 0.5)
+    second = first.clone()
+    second[:, :, 3, 3] += 51 / 255
+    found = change(second, first, levels=1)
+    assert found["largest change"] == pytest.approx(51, abs=1e-3)
+    assert found["L2"] == pytest.approx(0.2, abs=1e-4)
+    assert found["DSSIM"] == pytest.approx(dssim(second, first, 1).mean().item())
 
 
 @pytest.mark.parametrize("case", ["equal", "unrelated", "black", "inverted"])

@@ -206,21 +206,6 @@ def test_accuracy_is_exact_and_mode_is_kept():
     assert torch.allclose(predict(model, base.float_images()), predict(model, base, batch_size=5))
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("optimizer", "lion", "unknown optimizer 'lion'; choose from: sgd, adam"),
-        ("schedule", "cosine", "choose from: one-cycle, step, constant"),
-        ("precision", "int8", "choose from: auto, float32, bf16, fp16"),
-        ("epochs", 0, "at least 1 epoch"),
-        ("lr", -1.0, "above 0"),
-    ],
-)
-def test_bad_recipe(field, value, message):
-    with pytest.raises(KdsecError, match=message):
-        Recipe(**{field: value})
-
-
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(KdsecError, match="fp16 needs a GPU"):
         fit(net(), stripes(), Recipe(epochs=1, precision="fp16"))

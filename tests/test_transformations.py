@@ -96,7 +96,7 @@ def test_settings_are_part_of_the_fingerprint():
     [
         (lambda: BitDepth(0), "bits=0; choose 1 to 8"),
         (lambda: BitDepth(9), "bits=9"),
-        (lambda: Median(2), "size=2; choose an odd number"),
+        (lambda: Median(0), "size=0; choose 1 or more"),
         (lambda: Median(-1), "size=-1"),
         (lambda: Blur(0.0), "sigma=0.0 must be above 0"),
         (lambda: JPEG(0), "quality=0; choose 1 to 100"),

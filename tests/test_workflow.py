@@ -20,7 +20,7 @@ from nbformat import write
 from nbformat.v4 import new_code_cell, new_notebook
 from snakemake.cli import main
 
-from kdsec.plan import plan
+from kdsec.planning import plan
 from kdsec.report.records import Records, location
 from kdsec.runner import run_chapters
 from tests.slurm import cluster
@@ -81,10 +81,11 @@ MISTAKES = {
     "profiles=quick,medium": "choose from: quick, small, second, paper",
     "seeds=": "not a list of whole numbers",
     "seeds=[]": "not a list of whole numbers",
-    "seeds=0,0": "0 twice",
+    "seeds=0,0": "0 is given twice",
     "device=tpu": "choose from: auto, cpu, cuda",
     "gpus=some": "whole number",
     "set=alpha=0.5": "another folder",
+    "out=": "variable of the shell",
     "seed=1": "did you mean 'seeds'",
 }
 

@@ -1,1 +1,1 @@
-"""Attacks: on a classifier's decisions (``evasion``) and on its worth to its owner (``stealing``)."""
+"""Attacks on decisions (evasion, mimicry, poisoning) and on the model itself (extraction)."""

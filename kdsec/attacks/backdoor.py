@@ -8,7 +8,7 @@ not 1/K), and what a student distilled on clean images does on the same trigger.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from kdsec.data import Augment, ImageSet, Loader
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError
 from kdsec.train import Score, predict
-
-if TYPE_CHECKING:
-    from kdsec.report.records import Records
 
 SUCCESS, FLOOR = "attack success", "false-target rate"
 
@@ -52,17 +49,16 @@ def attack_success(model: nn.Module, data: ImageSet, mark: Trigger, target: int)
     return taken_for(model, mark.stamp(others(data, target).images), target)
 
 
-def false_target_rate(model: nn.Module, data: ImageSet, target: int) -> Score:
-    """How many images of other classes are taken for the target as they are: the floor of every success."""
-    return taken_for(model, others(data, target).images, target)
-
-
 class Backdoor(NamedTuple):
     """What one model does with one trigger; a success never comes without its floor."""
 
     accuracy: Score
     floor: Score
     success: Score
+
+    def named(self) -> dict[str, Score]:
+        """The three by the names of their metrics in records."""
+        return dict(zip(("test accuracy", FLOOR, SUCCESS), self, strict=True))
 
 
 def measure(model: nn.Module, data: ImageSet, mark: Trigger, target: int) -> Backdoor:
@@ -72,18 +68,6 @@ def measure(model: nn.Module, data: ImageSet, mark: Trigger, target: int) -> Bac
     floor = Score(int((answer[data.labels != target] == target).sum()), len(rest))
     accuracy = Score(int((answer == data.labels).sum()), len(data))
     return Backdoor(accuracy, floor, taken_for(model, mark.stamp(rest.images), target))
-
-
-def record(records: Records, arm: str, name: str, found: Backdoor, **setting: float | str) -> Backdoor:
-    """Write all three into ``records``, and hand them through."""
-    for metric, score in zip(("test accuracy", FLOOR, SUCCESS), found, strict=True):
-        records.add(arm, name, metric, score.accuracy, n=score.total, **setting)
-    return found
-
-
-def net_success(success: float, floor: float, clean_student: float) -> float:
-    """What the poison added: success minus the larger of floor and the clean student's on this trigger."""
-    return success - max(floor, clean_student)
 
 
 def response(model: nn.Module, data: ImageSet, mark: Trigger) -> Tensor:
@@ -102,7 +86,7 @@ def label_survival(
     The views are those of training (crop, flip, cutout). Those that no longer count are labelled by a teacher
     that is asked online with what the image really shows.
     """
-    loader = Loader(data, len(data), augment=augment, seed=seed)
+    loader = Loader(data, 1000, augment=augment, seed=seed, drop_last=False)
     kept = sum(taken_for(teacher, batch.images, target).correct for _ in range(views) for batch in loader)
     return Score(kept, views * len(data))
 

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.attacks.ascent import Ball, margin
 from kdsec.attacks.triggers import Trigger
 from kdsec.data import Augment
 from kdsec.data.imageset import to_bytes, to_float
-from kdsec.errors import KdsecError, choose
-from kdsec.train import autocast, predict
+from kdsec.errors import KdsecError, check_choice, check_number
+from kdsec.logits import margin
+from kdsec.pgd import PerturbationSet, answer, projected_ascent
+from kdsec.train import autocast, evaluating, predict
 
 METHODS = ("fgsm", "pgd", "cw")
 MODES = ("joint", "alternating", "unbounded")
@@ -47,6 +48,8 @@ class Crafting:
             Else each gradient is the mean over the stored pixels and this many random crops and flips of them
             (expectation over transformation, Athalye et al. 2018, arXiv 1707.07397).
         augment: what the victim is expected to do to the images; its ``cutout`` is not followed.
+        spread: share of the pixels, drawn for each image, that may be changed (``joint`` only). Below 1 the
+            perturbations vary from poison to poison, and only the trigger is common to all.
     """
 
     method: str = "pgd"
@@ -59,10 +62,11 @@ class Crafting:
     stop_early: bool = False
     views: int = 0
     augment: Augment = Augment()  # noqa: RUF009 (immutable)
+    spread: float = 1.0
 
     def __post_init__(self) -> None:
-        choose("crafting method", self.method, METHODS)
-        choose("crafting mode", self.mode, MODES)
+        check_choice("crafting method", self.method, METHODS)
+        check_choice("crafting mode", self.mode, MODES)
         if not LEVEL - 1e-6 <= self.eps <= 1:
             raise KdsecError(
                 f"eps={self.eps:g} must lie in [1/255, 1]; less than one step of a byte is rounded away"
@@ -76,6 +80,9 @@ class Crafting:
             )
         if not 0 <= self.confidence < 1:
             raise KdsecError(f"confidence={self.confidence} is not a probability in [0, 1)")
+        check_number("spread", self.spread, above=0, most=1)
+        if self.spread < 1 and self.mode != "joint":
+            raise KdsecError(f"spread={self.spread:g} needs mode='joint', not {self.mode!r}")
 
     @property
     def radius(self) -> float:
@@ -137,10 +144,13 @@ def craft(
     """
     if images.dtype != torch.uint8:
         raise KdsecError(f"poisons are made of bytes, got {images.dtype}; give images as uint8")
-    teacher.eval()
+    if len(images):
+        classes = predict(teacher, images[:1]).shape[1]
+        if not 0 <= target < classes:
+            raise KdsecError(f"target={target} is not a class of the teacher, 0 to {classes - 1}")
     search = _joint if how.mode == "joint" else _alternating
     found, taken = [], []
-    with torch.autocast(**autocast(precision, images.device)):
+    with evaluating(teacher), torch.autocast(**autocast(precision, images.device)):
         for part in images.split(batch_size):
             result, steps = search(teacher, part, mark, target, how)
             found.append(to_bytes(result))
@@ -157,7 +167,15 @@ def _joint(
 ) -> tuple[Tensor, Tensor]:
     """Gradient steps beside the trigger, which is there from the start."""
     marked, free = stamped(part, mark)
-    return _towards(teacher, marked, Ball(marked, how.radius * free), target, how)
+    if how.spread < 1:
+        free = free * torch.stack([_some_pixels(image, how.spread) for image in part])
+    return _towards(teacher, marked, PerturbationSet(marked, how.radius * free), target, how)
+
+
+def _some_pixels(image: Tensor, share: float) -> Tensor:
+    """``(1, H, W)``: 1 at a share of the pixels, drawn from the image's own bytes."""
+    generator = torch.Generator().manual_seed(int(image.long().sum()))
+    return (torch.rand(1, *image.shape[1:], generator=generator) < share).float().to(image.device)
 
 
 def _alternating(
@@ -174,7 +192,7 @@ def _alternating(
     active = torch.arange(len(part), device=part.device)
     for _ in range(how.rounds):
         centre = here if how.mode == "unbounded" else base
-        attacked, steps = _towards(teacher, here, Ball(centre, how.radius), target, how)
+        attacked, steps = _towards(teacher, here, PerturbationSet(centre, how.radius), target, how)
         taken[active] += steps
         base, change = marked[active], (attacked - base) * free
         here = (base + change).clamp(0, 1)
@@ -195,31 +213,23 @@ def stamped(part: Tensor, mark: Trigger | None) -> tuple[Tensor, Tensor]:
 
 
 def _towards(
-    teacher: nn.Module, start: Tensor, ball: Ball, target: int, how: Crafting
+    teacher: nn.Module, start: Tensor, allowed: PerturbationSet, target: int, how: Crafting
 ) -> tuple[Tensor, Tensor]:
-    """Signed gradient steps towards ``target`` inside ``ball``; images that are there already stop."""
+    """Signed gradient steps towards ``target``, and the number of steps of each image."""
     steps, step = (1, how.radius) if how.method == "fgsm" else (how.steps, how.step_size)
-    images, taken = start, torch.zeros(len(start), dtype=torch.long, device=start.device)
-    active = torch.arange(len(start), device=start.device)
+    taken = torch.zeros(len(start), dtype=torch.long, device=start.device)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        current = images[active].detach().requires_grad_()
-        with torch.enable_grad():
-            logits = teacher(current).float()
-            gain = _gain(logits, target, how.method).sum()
-            for _ in range(how.views):
-                seen = teacher(view(current, how.augment, generator)).float()
-                gain = gain + _gain(seen, target, how.method).sum()
-            (gradient,) = torch.autograd.grad(gain, current)
-        going = ~how.reached(logits, target) if how.stop_early else torch.ones_like(active, dtype=torch.bool)
-        active = active[going]
-        if not len(active):
-            break
-        here = Ball(ball.centre[active], ball.eps)
-        moved = here.project(current.detach()[going] + step * gradient[going].sign())
-        images = images.index_copy(0, active, moved)
-        taken[active] += 1
-    return images, taken
+
+    def objective(images: Tensor, which: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = answer(teacher, images)
+        gain = _gain(logits, target, how.method)
+        for _ in range(how.views):
+            gain = gain + _gain(answer(teacher, view(images, how.augment, generator)), target, how.method)
+        done = how.reached(logits, target) if how.stop_early else None
+        taken[which if done is None else which[~done]] += 1
+        return gain, done
+
+    return projected_ascent(objective, start, allowed, step, steps), taken
 
 
 def view(images: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:

@@ -7,15 +7,16 @@ installs it without that.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdsec.attacks.ascent import Ball
-from kdsec.attacks.evasion import check_attack, distance, in_batches, objective
-from kdsec.errors import KdsecError, choose
+from kdsec.budgets import check_classes, check_counts, distance
+from kdsec.errors import KdsecError, check_choice
+from kdsec.pgd import PerturbationSet, answer, in_batches
 
 GRADIENT = ("apgd", "apgd-targeted", "fab", "square")  # the four parts of AutoAttack, in its order
 NEAREST = ("cw", "deepfool")
@@ -52,26 +53,19 @@ def library(
     Raises:
         KdsecError: torchattacks is missing, or an argument is out of range.
     """
-    choose("attack", name, LIBRARY)
-    check_attack(images, labels, eps, norm)
+    check_choice("attack", name, LIBRARY)
+    check_counts(steps=steps, queries=queries)
     if norm != "l2" and name in NEAREST:
         raise KdsecError(f"attack {name!r} measures in L2; give norm='l2' and eps as an L2 distance")
-    if steps < 1 or queries < 1:
-        raise KdsecError(f"steps={steps}, queries={queries}: an attack needs at least 1 of each")
-    try:
-        import torchattacks  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise KdsecError(
-            f"attack {name!r} needs torchattacks: `make attacks`, or "
-            "`pip install --no-deps torchattacks==3.5.1` (kdsec brings what it imports; "
-            "without --no-deps it would put an old version of requests here)"
-        ) from None
 
     @torch.enable_grad()
     def attack(clean: Tensor, true: Tensor) -> Tensor:
+        torchattacks = _torchattacks(name)
         if name in NEAREST:
             return _nearest(torchattacks, name, model, clean, true, steps, eps)
-        classes = objective(model, clean[:1], true[:1], False)[1].shape[1]
+        logits = answer(model, clean[:1])
+        check_classes(int(labels.max()), logits)
+        classes = logits.shape[1]
         limits = {"eps": eps, "norm": {"linf": "Linf", "l2": "L2"}[norm], "seed": seed}
         make: dict[str, Callable[[], Any]] = {
             "apgd": lambda: torchattacks.APGD(model, steps=steps, **limits),
@@ -82,11 +76,23 @@ def library(
             "square": lambda: torchattacks.Square(model, n_queries=queries, **limits),
             "autoattack": lambda: torchattacks.MultiAttack([make[part]() for part in GRADIENT]),
         }
-        return Ball(clean, eps, norm).project(make[name]()(clean, true).detach())
+        return PerturbationSet(clean, eps, norm).project(make[name]()(clean, true).detach())
 
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         torch.manual_seed(seed)
         return in_batches(attack, model, images, labels, eps, norm, batch_size)
+
+
+def _torchattacks(name: str) -> Any:
+    """The package, or one line that says how to get it."""
+    try:
+        return importlib.import_module("torchattacks")
+    except ImportError:
+        raise KdsecError(
+            f"attack {name!r} needs torchattacks: `make attacks`, or "
+            "`pip install --no-deps torchattacks==3.5.1` (kdsec brings what it imports; "
+            "without --no-deps it would put an old version of requests here)"
+        ) from None
 
 
 def _nearest(
@@ -101,7 +107,7 @@ def _nearest(
     for attempt in attempts:
         found = attempt.detach().clamp(0, 1)
         gap = distance(found, clean, "l2")
-        better = (objective(model, found, labels, False)[1].argmax(1) != labels) & (gap <= nearest)
+        better = (answer(model, found).argmax(1) != labels) & (gap <= nearest)
         best = torch.where(better[:, None, None, None], found, best)
         nearest = torch.where(better, gap, nearest)
     return best

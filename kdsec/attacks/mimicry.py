@@ -7,8 +7,8 @@ last of them, layer l. So the attacker, who has the teacher and one image of the
 .. math:: \min_{x'} \lVert f_T^{\,\ell}(x') - f_T^{\,\ell}(x_t) \rVert_2
    \quad\text{such that}\quad d(x', x_s) < P
 
-without a single question to the student. The budget (``kdsec.attacks.search``) is DSSIM, as in the paper, or
-L-infinity, with an ancestor in Sabour et al. 2016 (arXiv 1511.05122).
+without a question to the student. The budget (``kdsec.attacks.constrained_search``) is DSSIM, as in the
+paper, or L-infinity, as in Sabour et al. 2016 (arXiv 1511.05122).
 """
 
 from __future__ import annotations
@@ -20,50 +20,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdsec.attacks.search import Budget, Dssim, Found, portion, search
+from kdsec.attacks.constrained_search import Budget, SearchResult, constrained_search, portion
 from kdsec.data import ImageSet
 from kdsec.data.imageset import to_float
 from kdsec.errors import KdsecError
+from kdsec.layered import LayeredClassifier, check_cut, flatten_layers
 from kdsec.models import Classifier
 from kdsec.train import predict
-from kdsec.transfer import Student, check_cut, unfold
 
 
 @dataclass(frozen=True, eq=False)
 class Mimic:
-    """Distance of a layer's features from ``wanted`` ``(N, width)``, neither squared nor scaled."""
+    """Minus the L2 distance of a layer's features from ``wanted`` ``(N, width)``."""
 
-    net: Student
+    net: LayeredClassifier
     layer: int
     wanted: Tensor
 
     def __call__(self, images: Tensor, index: Tensor) -> Tensor:
-        return (self.net.output(images, self.layer).float() - self.wanted[index]).norm(dim=1)
-
-
-@dataclass(frozen=True, eq=False)
-class OneNeuron:
-    r"""Target-agnostic (Rezaei & Liu 2020): :math:`(f_n - m)^2 + 0.1\,\mathrm{mean}_{i \ne n} f_i^2`.
-
-    Whatever a new head makes of a feature vector with one huge entry, it makes the same of every image. The
-    term for the other neurons is that of the Renofeation evaluation.
-
-    Attributes:
-        net, layer: whose features.
-        neuron: n, one per image ``(N,)``.
-        level: m.
-    """
-
-    net: Student
-    layer: int
-    neuron: Tensor
-    level: float = 1_000.0
-
-    def __call__(self, images: Tensor, index: Tensor) -> Tensor:
-        features = self.net.output(images, self.layer).float()
-        chosen = features.gather(1, self.neuron[index, None]).squeeze(1)
-        others = features.square().sum(1) - chosen.square()
-        return (chosen - self.level).square() + 0.1 * others / max(1, features.shape[1] - 1)
+        return -(self.net.output(images, self.layer).float() - self.wanted[index]).norm(dim=1)
 
 
 def mimic(
@@ -72,7 +47,7 @@ def mimic(
     """Targeted mimicry of many pairs at once: images like ``sources`` with the features of ``targets``.
 
     Args:
-        teacher: public, white box, not changed; any classifier, counted in the layers of ``unfold``.
+        teacher: public, white box, not changed; any classifier, counted in the layers of ``flatten_layers``.
         layer: K, 1 to the number of layers before the head.
         sources, targets: ``(N, C, H, W)`` in [0, 1], or bytes; pair by pair.
         budget: ``Dssim`` or ``Linf``.
@@ -86,15 +61,15 @@ def mimic(
 
 def mimicked(
     teacher: Classifier, layer: int, sources: Tensor, targets: Tensor, budget: Budget, batch_size: int = 250
-) -> Found:
-    """As ``mimic``, with the remaining distance, the budget used and the steps of every pair."""
+) -> SearchResult:
+    """As ``mimic``, with minus the remaining distance, the budget used and the steps of every pair."""
     if sources.shape != targets.shape:
         raise KdsecError(
             f"sources {tuple(sources.shape)} and targets {tuple(targets.shape)} are not pairs; give one "
             "target for every source"
         )
     net = _frozen(teacher, layer)
-    return search(Mimic(net, layer, outputs(net, layer, targets)), sources, budget, batch_size)
+    return constrained_search(Mimic(net, layer, outputs(net, layer, targets)), sources, budget, batch_size)
 
 
 def mimic_any(
@@ -126,47 +101,8 @@ def mimic_any(
     found = mimicked(
         teacher, layer, sources[repeat], candidates.flatten(0, 1), portion(budget, repeat), batch_size
     )
-    nearest = found.value.view(-1, many).argmin(1)
+    nearest = found.value.view(-1, many).argmax(1)
     return found.images.unflatten(0, (-1, many))[torch.arange(len(sources)), nearest]
-
-
-def target_agnostic(
-    teacher: Classifier,
-    layer: int,
-    sources: Tensor,
-    neurons: Tensor,
-    budget: Budget,
-    *,
-    level: float = 1_000.0,
-    batch_size: int = 250,
-) -> Tensor:
-    """Drive one feature of each image, ``neurons`` ``(N,)``, up and the others down. No target is needed."""
-    net = _frozen(teacher, layer)
-    width = outputs(net, layer, sources[:1]).shape[1]
-    if len(neurons) != len(sources) or not 0 <= int(neurons.min()) <= int(neurons.max()) < width:
-        raise KdsecError(f"give one neuron for each of {len(sources)} images, from 0 to {width - 1}")
-    return search(OneNeuron(net, layer, neurons, level), sources, budget, batch_size).images
-
-
-def flat_image(teacher: Classifier, layer: int, shape: Sequence[int], budget: Dssim, seed: int = 0) -> Tensor:
-    """One image ``(1, C, H, W)`` whose features are all nearly zero, to recognise a student's teacher by.
-
-    From uniform noise, without stealth (their code: budget 1). A student of this teacher is left with the
-    biases of its last layer, and answers almost evenly; see ``gini``.
-    """
-    noise = torch.rand(1, *shape, generator=torch.Generator().manual_seed(seed))
-    noise = ((noise * 255).round() / 255).to(next(teacher.parameters()).device)
-    net = _frozen(teacher, layer)
-    wanted = torch.zeros_like(outputs(net, layer, noise))
-    return search(Mimic(net, layer, wanted), noise, budget).images
-
-
-def gini(probabilities: Tensor) -> Tensor:
-    """Gini coefficient ``(N,)`` of probabilities ``(N, K)``: 0 if all are equal, 1 - 1/K if one has all."""
-    count = probabilities.shape[1]
-    ranks = torch.arange(1, count + 1, device=probabilities.device)
-    ordered = probabilities.float().sort(1).values
-    return 2 * (ranks * ordered).sum(1) / (count * ordered.sum(1)) - (count + 1) / count
 
 
 class Pairs(NamedTuple):
@@ -265,14 +201,14 @@ def best_layer(
 
 
 @torch.no_grad()
-def outputs(net: Student, layer: int, images: Tensor, batch_size: int = 250) -> Tensor:
+def outputs(net: LayeredClassifier, layer: int, images: Tensor, batch_size: int = 250) -> Tensor:
     """Features ``(N, width)`` of layer ``layer``; images may be bytes."""
     return torch.cat([net.output(to_float(part).float(), layer) for part in images.split(batch_size)])
 
 
-def _frozen(teacher: Classifier, layer: int) -> Student:
+def _frozen(teacher: Classifier, layer: int) -> LayeredClassifier:
     """A copy of the teacher in layers, in eval mode, whose weights gather no gradient."""
-    net = unfold(teacher)
+    net = flatten_layers(teacher)
     check_cut(layer, net.depth, smallest=1)
     net.eval().requires_grad_(False)
     return net.to(memory_format=torch.channels_last)

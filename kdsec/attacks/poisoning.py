@@ -12,7 +12,9 @@ Everything is done on bytes, as images are stored, and checked again after round
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,8 @@ from kdsec.attacks.triggers import Trigger
 from kdsec.data import UNLABELLED, ImageSet
 from kdsec.data.imageset import to_bytes
 from kdsec.distill import KD, teacher_labels
-from kdsec.errors import KdsecError, choose
+from kdsec.errors import KdsecError, check_choice
+from kdsec.logits import as_logits
 from kdsec.train import predict
 
 ANSWERS = ("cached", "online")
@@ -33,16 +36,18 @@ class Poisoned:
     """A distillation set with poisons in it.
 
     Attributes:
-        data: the whole set; poisons stand where their originals stood, and keep their labels (if any).
+        data: the whole set; poisons replace their originals, and keep their labels (if any).
         index: ``(n,)`` positions of the poisons.
-        probability: ``(n,)`` probability of the target that the network they were made on gives them.
+        probability: ``(n,)`` probability of the target: the judge's, or of the network they were made on.
         failed: images that could not be made into a poison; they are as they were.
+        queries: images that the judge was asked about.
     """
 
     data: ImageSet
     index: Tensor
     probability: Tensor
     failed: int = 0
+    queries: int = 0
 
     @property
     def rate(self) -> float:
@@ -60,8 +65,8 @@ def poison(
     *,
     seed: int = 0,
     needed: int = 1,
-    batch_size: int = 250,
-    precision: str = "float32",
+    judge: nn.Module | None = None,
+    **options: Any,
 ) -> Poisoned:
     """Replace a share of a distillation set by poisons.
 
@@ -73,12 +78,14 @@ def poison(
         data: bytes, labelled or not; the labels are not changed.
         teacher: the network the poisons are made on: the victim's teacher, or a surrogate (transfer).
         mark: the trigger.
-        target: the class that the trigger shall mean.
+        target: the class that the trigger is to mean.
         rate: poisons as a share of the *whole* set, in [0, 1].
         how: see ``Crafting``.
         seed: which images; the order is the same for every rate and every ``how``.
         needed: how many poisons must succeed. With 0, the set stays clean where the teacher cannot be fooled.
-        batch_size, precision: as in ``craft``.
+        judge: the victim's teacher, where ``teacher`` is a surrogate: asked once about every poison, and only
+            those that it calls the target, as sure as ``how`` asks, are kept.
+        options: of ``craft``.
 
     Raises:
         KdsecError: a target outside the classes, a rate outside [0, 1], so small that it means no image, or
@@ -86,45 +93,87 @@ def poison(
     """
     check_target(target, data)
     wanted = _count(rate, data)
-    nothing = torch.zeros(0, dtype=torch.long, device=data.images.device)
-    if wanted == 0:
-        return Poisoned(data, nothing, nothing.float())
-    order = candidates(data, teacher, target, seed)
+    order = candidates(data, teacher, target, seed) if wanted else data.labels[:0]
     if wanted > len(order):
         most = len(order) / len(data)
         raise KdsecError(f"rate={rate:g} needs {wanted} images of other classes; at most {most:.3f} are")
-    index: list[Tensor] = []
-    images: list[Tensor] = []
-    probability: list[Tensor] = []
-    failed = tried = 0
-    while (missing := wanted - sum(len(part) for part in index)) > 0 and tried < len(order):
-        part = order[tried : tried + missing]
-        tried += len(part)
-        made = craft(
-            teacher, data.images[part], mark, target, how, batch_size=batch_size, precision=precision
-        )
-        failed += int((~made.kept).sum())
-        index.append(part[made.kept])
-        images.append(made.images[made.kept])
-        probability.append(made.probability[made.kept])
-    chosen = torch.cat(index)
-    if len(chosen) < needed:
+    if not wanted:
+        return Poisoned(data, order, order.float())
+    found = _search(data, teacher, mark, target, how, order, wanted, judge, options)
+    if len(found.positions) < needed:
         raise KdsecError(
-            f"{len(chosen) or 'none'} of {tried} images became class {target} for the teacher with "
-            f"eps={how.eps:g}, {how.steps} steps, confidence {how.confidence:g}; raise eps or steps, or "
-            "lower confidence"
+            f"{len(found.positions) or 'none'} of {found.tried} images became class {target} for the teacher "
+            f"with eps={how.eps:g}, {how.steps} steps, confidence {how.confidence:g}; raise eps or steps, "
+            "or lower confidence"
         )
-    return Poisoned(implant(data, chosen, torch.cat(images)), chosen, torch.cat(probability), failed)
+    whole = implant(data, found.positions, found.images)
+    return Poisoned(whole, found.positions, found.probability, found.failed, found.queries)
 
 
-def candidates(data: ImageSet, teacher: nn.Module, target: int, seed: int) -> Tensor:
-    """Positions of images of other classes than the target, in random order."""
+class _Found(NamedTuple):
+    positions: Tensor
+    images: Tensor
+    probability: Tensor
+    tried: int = 0
+    failed: int = 0
+    queries: int = 0
+
+
+def _search(
+    data: ImageSet,
+    teacher: nn.Module,
+    mark: Trigger,
+    target: int,
+    how: Crafting,
+    order: Tensor,
+    wanted: int,
+    judge: nn.Module | None,
+    options: dict[str, Any],
+) -> _Found:
+    """Poisons of the first images of ``order`` that can be made into one, as many as are ``wanted``."""
+    found = _Found(order[:0], data.images[:0], torch.zeros(0, device=order.device))
+    while (missing := wanted - len(found.positions)) > 0 and found.tried < len(order):
+        part = order[found.tried :][: missing if judge is None else max(missing, 50)]
+        made = craft(teacher, data.images[part], mark, target, how, **options)
+        kept, probability, asked = made.kept, made.probability, 0
+        if judge is not None and (asked := int(kept.sum())):
+            logits = predict(judge, made.images)
+            kept, probability = kept & how.reached(logits, target), logits.softmax(1)[:, target]
+        first = kept.nonzero().squeeze(1)[:missing]
+        found = _Found(
+            torch.cat([found.positions, part[first]]),
+            torch.cat([found.images, made.images[first]]),
+            torch.cat([found.probability, probability[first]]),
+            found.tried + len(part),
+            found.failed + int((~kept).sum()),
+            found.queries + asked,
+        )
+    return found
+
+
+def candidates(
+    data: ImageSet, teacher: nn.Module, target: int, seed: int, *, of_target: bool = False
+) -> Tensor:
+    """Positions of images of other classes than the target (or of the target itself), in random order."""
     labels = data.labels
     if bool((labels == UNLABELLED).any()):
         labels = torch.where(labels == UNLABELLED, predict(teacher, data).argmax(1), labels)
-    others = (labels != target).nonzero().squeeze(1)
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-    return others[order.to(others.device)]
+    found = ((labels == target) == of_target).nonzero().squeeze(1)
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+    return found[order.to(found.device)]
+
+
+class Ensemble(nn.Module):
+    """Several surrogates as one: the mean of their log-probabilities ``(N, K)``."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``(N, C, H, W)`` in [0, 1] to logits."""
+        answers = [as_logits(member(images), len(images)) for member in self.members]
+        return torch.stack([answer.float().log_softmax(1) for answer in answers]).mean(0)
 
 
 def implant(data: ImageSet, index: Tensor, images: Tensor, label: int | None = None) -> ImageSet:
@@ -152,7 +201,7 @@ def distillation(
     Raises:
         KdsecError: unknown ``answers``; ``alpha`` below 1 on images without labels.
     """
-    choose("answers", answers, ANSWERS)
+    check_choice("answers", answers, ANSWERS)
     if alpha < 1 and len(data) and bool((data.labels == UNLABELLED).all()):
         raise KdsecError(f"alpha={alpha} gives weight to labels and these images have none; use alpha=1")
     return KD(teacher_labels(teacher, data) if answers == "cached" else teacher, temperature, alpha)

@@ -74,6 +74,16 @@ def dssim(first: Tensor, second: Tensor, levels: int = 5) -> Tensor:
     return (1 - ms_ssim(first, second, levels)) / 2
 
 
+def change(images: Tensor, sources: Tensor, levels: int = 5) -> dict[str, float]:
+    """Mean change of ``images`` from ``sources``: DSSIM, L2 norm, and the largest of a pixel in 255ths."""
+    difference = (images - sources).flatten(1)
+    return {
+        "DSSIM": dssim(images, sources, levels).mean().item(),
+        "L2": difference.norm(dim=1).mean().item(),
+        "largest change": 255 * difference.abs().amax(1).mean().item(),
+    }
+
+
 def check_levels(levels: int, size: tuple[int, ...] | torch.Size) -> None:
     """Refuse a pyramid with more levels than the images ``(..., H, W)`` can be halved."""
     if not 1 <= levels <= len(SCALES):

@@ -13,19 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from kdsec.data import Batch, ImageSet
-from kdsec.distill import KD, kd_loss, soft_cross_term, teacher_logits
+from kdsec.distill import KD, kd_loss, teacher_logits
 from kdsec.errors import KdsecError
+from kdsec.logits import soft_cross_term
+from kdsec.models.base import check_stages
 from kdsec.models.layers import conv_bn, pool_head
-from kdsec.train import cross_entropy
+from kdsec.train import cross_entropy, evaluating
 
 
 class Branched(nn.Module):
-    """A student with two more classifiers on its way: after the last stage but two, and the last but one."""
+    """A student with two auxiliary classifiers, after its third-last and its second-last stage.
+
+    Args:
+        student: a convolutional kdsec classifier of at least three stages; not copied.
+        data: gives the image shape and the number of classes.
+        seed: of the branches' weights.
+
+    Raises:
+        KdsecError: the student has no three stages to branch from.
+    """
 
     def __init__(self, student: Any, data: ImageSet, seed: int) -> None:
         super().__init__()
-        student.eval()
-        with torch.no_grad():
+        check_stages(student, "a skeptical student")
+        with torch.no_grad(), evaluating(student):
             shapes = [stage.shape for stage in student.features(data.float_images(slice(0, 1)))]
         if len(shapes) < 3 or len(shapes[-3]) != 4:
             raise KdsecError("the skeptical student needs a convolutional network of at least three stages")
@@ -59,6 +70,7 @@ class SkepticalLoss:
     teacher: nn.Module
     temperature: float = 4.0
     alpha: float = 0.9
+    needs_labels = True
 
     def __post_init__(self) -> None:
         KD(self.teacher, self.temperature, self.alpha)  # refuses a temperature or alpha out of range

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdsec.data.imageset import to_bytes, to_float
-from kdsec.errors import KdsecError, choose
+from kdsec.errors import KdsecError, check_choice
 
 CORNERS = ("top right", "top left", "bottom right", "bottom left")
 TRIGGERS = ("square", "checker", "blend")
@@ -42,8 +42,11 @@ class Trigger:
             shapes = f"{tuple(self.pattern.shape)} does not fit images of {tuple(images.shape[1:])}"
             raise KdsecError(f"trigger {self.name!r} of {shapes}; make it for the images' own shape")
         mask, pattern = self.mask.to(images.device), self.pattern.to(images.device)
-        marked = (1 - mask) * to_float(images) + mask * pattern
-        return to_bytes(marked) if images.dtype == torch.uint8 else marked
+        parts = []
+        for part in images.split(1000):  # bytes become four times as large on the way
+            marked = (1 - mask) * to_float(part) + mask * pattern
+            parts.append(to_bytes(marked) if images.dtype == torch.uint8 else marked)
+        return torch.cat(parts)
 
     @property
     def free(self) -> Tensor:
@@ -72,8 +75,8 @@ def trigger(name: str, shape: tuple[int, int, int], corner: str = "top right", s
         KdsecError: an unknown kind or corner, a patch larger than the image, a blend that is no percentage.
     """
     kind, _, number = name.partition(" ")
-    choose("trigger", kind, TRIGGERS)
-    choose("corner", corner, CORNERS)
+    check_choice("trigger", kind, TRIGGERS)
+    check_choice("corner", corner, CORNERS)
     if not number.isdecimal() or int(number) < 1:
         raise KdsecError(f"trigger {name!r} needs a size, a whole number from 1 up; for instance '{kind} 3'")
     size, (_, height, width) = int(number), shape

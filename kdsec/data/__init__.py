@@ -1,4 +1,4 @@
-"""Image sets as tensors: where they come from, how they are split, how they are fed to a training step.
+"""Image sets as tensors: data sets by name, your own images, splits, and training batches.
 
 >>> from kdsec import data
 >>> splits = data.load("digits", seed=0)
@@ -6,8 +6,10 @@
 (torch.Size([1078, 1, 8, 8]), torch.Size([1078]))
 """
 
-from kdsec.data.imageset import UNLABELLED, ImageSet, Splits
+from kdsec.data.convert import UNLABELLED
+from kdsec.data.imageset import ImageSet, Splits
 from kdsec.data.loader import Augment, Batch, Loader
+from kdsec.data.own import from_dataset, from_folder, from_npz
 from kdsec.data.sources import DATASETS, check, fetch, load, pack, status
 
 __all__ = [
@@ -20,6 +22,9 @@ __all__ = [
     "Splits",
     "check",
     "fetch",
+    "from_dataset",
+    "from_folder",
+    "from_npz",
     "load",
     "pack",
     "status",

@@ -1,11 +1,12 @@
-"""Downloads, through torchvision's own data sets with their checksums and progress bars.
+"""Downloads of the published data sets, over https, most through torchvision, which checks their MD5.
 
 Each function takes an empty scratch folder and returns the four arrays of ``kdsec.data.sources``. torchvision
-is imported inside, so that reading a file that is already here does not pay for it.
+is imported inside: reading a file that is already here does not wait for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +15,25 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Stanford CS231n's Tiny ImageNet; torchvision has no class for it, so its own downloader is used directly.
-TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
-LARGE = 224  # what networks for ImageNet are used with
+# torchvision has no class for Tiny ImageNet (Stanford CS231n).
+TINY_URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_SHA256 = "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"
+# torchvision's own mirrors of these two use plain http.
+MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+FASHION_URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
+LARGE = 224  # side of the images that networks for ImageNet take
 
 
 def mnist(scratch: pathlib.Path) -> dict[str, np.ndarray]:
     from torchvision.datasets import MNIST
 
-    return _from_tensors(MNIST, scratch)
+    return _from_tensors(_over_https(MNIST, MNIST_URL), scratch)
 
 
 def fashion_mnist(scratch: pathlib.Path) -> dict[str, np.ndarray]:
     from torchvision.datasets import FashionMNIST
 
-    return _from_tensors(FashionMNIST, scratch)
+    return _from_tensors(_over_https(FashionMNIST, FASHION_URL), scratch)
 
 
 def cifar10(scratch: pathlib.Path) -> dict[str, np.ndarray]:
@@ -45,7 +49,7 @@ def cifar100(scratch: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def gtsrb(scratch: pathlib.Path, size: int = 32) -> dict[str, np.ndarray]:
-    """Signs are photographed at many sizes; all are brought to ``size`` pixels a side."""
+    """Photographs of signs, of many sizes, scaled to ``size`` pixels a side."""
     from torchvision.datasets import GTSRB
 
     arrays: dict[str, np.ndarray] = {}
@@ -72,9 +76,14 @@ def flowers102(scratch: pathlib.Path) -> dict[str, np.ndarray]:
 def tiny_imagenet(scratch: pathlib.Path) -> dict[str, np.ndarray]:
     """The labelled validation images serve as test set, as is usual: the real test labels are not public."""
     from PIL import Image
-    from torchvision.datasets.utils import download_and_extract_archive
+    from torchvision.datasets.utils import download_url, extract_archive
 
-    download_and_extract_archive(TINY_URL, str(scratch), md5=TINY_MD5)
+    archive = scratch / "tiny-imagenet-200.zip"
+    download_url(TINY_URL, str(scratch))
+    with archive.open("rb") as stream:
+        if (found := hashlib.file_digest(stream, "sha256").hexdigest()) != TINY_SHA256:
+            raise RuntimeError(f"SHA-256 {found}, not {TINY_SHA256}")
+    extract_archive(str(archive), str(scratch))
     folder = scratch / "tiny-imagenet-200"
     classes = {name: label for label, name in enumerate((folder / "wnids.txt").read_text().split())}
 
@@ -93,8 +102,13 @@ def tiny_imagenet(scratch: pathlib.Path) -> dict[str, np.ndarray]:
     return _stack("train", train) | _stack("test", test)
 
 
+def _over_https(kind: Any, url: str) -> Any:
+    """A torchvision data set that downloads from ``url``."""
+    return type(kind.__name__, (kind,), {"mirrors": [url]})
+
+
 def _from_tensors(kind: Any, scratch: pathlib.Path) -> dict[str, np.ndarray]:
-    """For the torchvision sets that already hold all images in one array."""
+    """Arrays of a torchvision set that holds all images in one array."""
     arrays = {}
     for part in ("train", "test"):
         stored = kind(str(scratch), train=part == "train", download=True)

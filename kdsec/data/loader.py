@@ -1,90 +1,106 @@
-"""Shuffled, augmented batches without workers: the whole set in memory, whole batches at a time.
+"""Shuffled, augmented training batches of a set that is held whole in memory.
 
-The loader follows airbench (Jordan 2024, arXiv 2404.00498): the set lives as one tensor on the training
-device and augmentation is an indexing operation on a batch, so there is nothing left for worker processes to
-do. Crop and flip are *one* gather: for each image we compute which padded rows and columns it shows, and read
-just those. Pixels stay uint8 in channels-last order until the gather is done, which moves a quarter of the
-bytes and delivers batches in the memory format that convolutions like best.
+After airbench (Jordan 2024, arXiv 2404.00498): the set is one tensor on the training device; crop and flip
+are one gather of padded rows and columns, without worker processes. Pixels stay uint8 and channels-last until
+the gather is done: a quarter of the bytes, in the memory format that convolutions prefer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdsec.data.imageset import ImageSet, to_float
-from kdsec.errors import KdsecError
+from kdsec.errors import KdsecError, check_number
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What to do to a training image: every image, every epoch, afresh.
+    """Random changes to a training image, drawn again for every image in every epoch.
 
     Attributes:
-        crop: zero-pad by this many pixels on each side and crop back at a random offset (0: off).
+        crop: pad by this many pixels on each side and crop back at a random offset (0: off).
         flip: mirror left to right with probability 1/2 (not for digits or traffic signs).
+        alternate: with ``flip``: every image mirrored in each second epoch (arXiv:2404.00498, section 3.6).
+        reflect: pad by reflection at the border and not by zeros.
         cutout: blank a square of this side at a random place (DeVries & Taylor 2017; 0: off).
     """
 
     crop: int = 0
     flip: bool = False
     cutout: int = 0
+    alternate: bool = False
+    reflect: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("crop", self.crop, least=0, whole=True)
+        check_number("cutout", self.cutout, least=0, whole=True)
+        if self.alternate and not self.flip:
+            raise KdsecError("alternate=True mirrors in each second epoch; it needs flip=True")
 
 
 class Batch(NamedTuple):
-    """One training batch. ``position`` says where each image stands in the set, for cached teacher labels."""
+    """One training batch; ``position`` is the index of each image in the set."""
 
     images: Tensor  # (B, C, H, W) float32 in [0, 1], channels-last in memory
     labels: Tensor  # (B,) int64
     position: Tensor  # (B,) int64
-    ask: Callable[[nn.Module], Tensor] | None = None  # what a teacher says to it: see kdsec.answers
 
 
 class Loader:
     """Shuffled training batches; iterating is one epoch, and epochs continue one seeded random stream.
-
-    All batches are full: what is left over at the end of an epoch is dropped, other images each time. A last
-    batch of a few images would give batch normalisation statistics of a few images, and one such step at a
-    high learning rate undoes many good ones.
 
     Args:
         data: the set.
         batch_size: images a batch; a smaller set is one batch.
         augment: random changes to each image.
         seed: the order and the augmentations are a pure function of it.
+        drop_last: leave out the images that do not fill the last batch, other ones in each epoch. In
+            training, a batch of a few images would spoil the statistics of batch normalisation.
     """
 
-    def __init__(self, data: ImageSet, batch_size: int, *, augment: Augment | None = None, seed: int = 0):
+    def __init__(
+        self,
+        data: ImageSet,
+        batch_size: int,
+        *,
+        augment: Augment | None = None,
+        seed: int = 0,
+        drop_last: bool = True,
+    ):
         if batch_size < 2 or len(data) < 2:
             raise KdsecError(f"batch_size={batch_size} of {len(data)} images; both must be 2 or more")
         self.augment = augment or Augment()
         self.batch_size = min(batch_size, len(data))
+        self.drop_last = drop_last
         self.labels = data.labels
         self.generator = torch.Generator().manual_seed(seed)  # on the CPU: one stream for every device
         self.device = data.images.device
         pad = self.augment.crop
-        padded = F.pad(data.images, (pad, pad, pad, pad))
+        padded = _reflected(data.images, pad) if self.augment.reflect else F.pad(data.images, (pad,) * 4)
         self.pixels = padded.permute(0, 2, 3, 1).contiguous()  # (N, H + 2 pad, W + 2 pad, C)
         self.size = data.shape[1:]
+        self.mirrored: Tensor | None = None  # which images the last epoch mirrored, where that alternates
 
     def __len__(self) -> int:
-        return len(self.labels) // self.batch_size
+        whole, rest = divmod(len(self.labels), self.batch_size)
+        return whole + bool(rest and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
         order = torch.randperm(len(self.labels), generator=self.generator).to(self.device)
-        plan = self._draw_epoch(len(self.labels))
+        plan = self._draw_epoch(order)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             index = order[start : start + self.batch_size]
             yield Batch(self._images(index, plan, start), self.labels[index], index)
 
-    def _draw_epoch(self, count: int) -> dict[str, Tensor]:
+    def _draw_epoch(self, order: Tensor) -> dict[str, Tensor]:
         """All of an epoch's random numbers at once: a few large draws instead of many small ones."""
-        height, width = self.size
+        (height, width), count = self.size, len(order)
 
         def draw(limit: int) -> Tensor:
             return torch.randint(limit, (count, 1), generator=self.generator).to(self.device)
@@ -95,7 +111,10 @@ class Loader:
                 draw(2 * self.augment.crop + 1),
                 draw(2 * self.augment.crop + 1),
             )
-        if self.augment.flip:
+        if self.augment.alternate:
+            self.mirrored = draw(2).bool() if self.mirrored is None else ~self.mirrored
+            plan["flip"] = self.mirrored[order]
+        elif self.augment.flip:
             plan["flip"] = draw(2).bool()
         if self.augment.cutout:
             plan["hole_top"], plan["hole_left"] = draw(height), draw(width)
@@ -126,3 +145,14 @@ class Loader:
         inside_rows = (rows >= 0) & (rows < self.augment.cutout)
         inside_columns = (columns >= 0) & (columns < self.augment.cutout)
         return ~(inside_rows[:, :, None] & inside_columns[:, None, :])
+
+
+def _reflected(images: Tensor, pad: int) -> Tensor:
+    """Images padded by mirroring at the border; ``F.pad`` does that for floats only."""
+    if pad >= min(images.shape[2:]):
+        raise KdsecError(f"crop={pad} with reflect=True needs images larger than {pad} pixels a side")
+    rows, columns = (
+        (torch.arange(-pad, size + pad, device=images.device).abs() - size + 1).abs().neg() + size - 1
+        for size in images.shape[2:]
+    )
+    return images[:, :, rows][:, :, :, columns]

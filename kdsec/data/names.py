@@ -1,163 +1,4 @@
-"""Class names of every data set, in label order, and which classes belong together."""
-
-_DIGITS = tuple("0123456789")
-_FASHION = (
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
-_CIFAR10 = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
-_CIFAR100 = [
-    "apple",
-    "aquarium-fish",
-    "baby",
-    "bear",
-    "beaver",
-    "bed",
-    "bee",
-    "beetle",
-    "bicycle",
-    "bottle",
-    "bowl",
-    "boy",
-    "bridge",
-    "bus",
-    "butterfly",
-    "camel",
-    "can",
-    "castle",
-    "caterpillar",
-    "cattle",
-    "chair",
-    "chimpanzee",
-    "clock",
-    "cloud",
-    "cockroach",
-    "couch",
-    "crab",
-    "crocodile",
-    "cup",
-    "dinosaur",
-    "dolphin",
-    "elephant",
-    "flatfish",
-    "forest",
-    "fox",
-    "girl",
-    "hamster",
-    "house",
-    "kangaroo",
-    "keyboard",
-    "lamp",
-    "lawn-mower",
-    "leopard",
-    "lion",
-    "lizard",
-    "lobster",
-    "man",
-    "maple-tree",
-    "motorcycle",
-    "mountain",
-    "mouse",
-    "mushroom",
-    "oak-tree",
-    "orange",
-    "orchid",
-    "otter",
-    "palm-tree",
-    "pear",
-    "pickup-truck",
-    "pine-tree",
-    "plain",
-    "plate",
-    "poppy",
-    "porcupine",
-    "possum",
-    "rabbit",
-    "raccoon",
-    "ray",
-    "road",
-    "rocket",
-    "rose",
-    "sea",
-    "seal",
-    "shark",
-    "shrew",
-    "skunk",
-    "skyscraper",
-    "snail",
-    "snake",
-    "spider",
-    "squirrel",
-    "streetcar",
-    "sunflower",
-    "sweet-pepper",
-    "table",
-    "tank",
-    "telephone",
-    "television",
-    "tiger",
-    "tractor",
-    "train",
-    "trout",
-    "tulip",
-    "turtle",
-    "wardrobe",
-    "whale",
-    "willow-tree",
-    "wolf",
-    "woman",
-    "worm",
-]
-
-_SIGNS = tuple(f"sign {label}" for label in range(43))
-# As torchvision names them, in its order.
-_FLOWERS102 = """
-pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, moon
-orchid, bird of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear thistle,
-yellow iris, globe-flower, purple coneflower, peruvian lily, balloon flower, giant white arum lily, fire
-lily, pincushion flower, fritillary, red ginger, grape hyacinth, corn poppy, prince of wales feathers,
-stemless gentian, artichoke, sweet william, carnation, garden phlox, love in the mist, mexican aster,
-alpine sea holly, ruby-lipped cattleya, cape flower, great masterwort, siam tulip, lenten rose, barbeton
-daisy, daffodil, sword lily, poinsettia, bolero deep blue, wallflower, marigold, buttercup, oxeye daisy,
-common dandelion, petunia, wild pansy, primula, sunflower, pelargonium, bishop of llandaff, gaura,
-geranium, orange dahlia, pink-yellow dahlia, cautleya spicata, japanese anemone, black-eyed susan,
-silverbush, californian poppy, osteospermum, spring crocus, bearded iris, windflower, tree poppy, gazania,
-azalea, water lily, rose, thorn apple, morning glory, passion flower, lotus, toad lily, anthurium,
-frangipani, clematis, hibiscus, columbine, desert-rose, tree mallow, magnolia, cyclamen, watercress, canna
-lily, hippeastrum, bee balm, ball moss, foxglove, bougainvillea, camellia, mallow, mexican petunia,
-bromelia, blanket flower, trumpet creeper, blackberry lily
-"""
-
-CLASS_NAMES: dict[str, tuple[str, ...]] = {
-    "digits": _DIGITS,
-    "mnist": _DIGITS,
-    "fashion-mnist": _FASHION,
-    "cifar10": _CIFAR10,
-    "cifar100": tuple(name.replace("-", " ") for name in _CIFAR100),
-    "gtsrb": _SIGNS,
-    "gtsrb-224": _SIGNS,
-    "flowers102": tuple(" ".join(_FLOWERS102.split()).split(", ")),
-    "tiny-imagenet": tuple(f"class {label}" for label in range(200)),
-}
+"""Class names of every data set, in label order, and the super-classes of CIFAR-10 and CIFAR-100."""
 
 # Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images": the twenty super-classes.
 _CIFAR100_GROUPS = {
@@ -190,4 +31,44 @@ _CIFAR10_GROUPS = {
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     dataset: {group: tuple(members.split(", ")) for group, members in groups.items()}
     for dataset, groups in (("cifar10", _CIFAR10_GROUPS), ("cifar100", _CIFAR100_GROUPS))
+}
+
+# As torchvision names them, in its order.
+_FLOWERS102 = """
+pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, moon
+orchid, bird of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear thistle,
+yellow iris, globe-flower, purple coneflower, peruvian lily, balloon flower, giant white arum lily, fire
+lily, pincushion flower, fritillary, red ginger, grape hyacinth, corn poppy, prince of wales feathers,
+stemless gentian, artichoke, sweet william, carnation, garden phlox, love in the mist, mexican aster,
+alpine sea holly, ruby-lipped cattleya, cape flower, great masterwort, siam tulip, lenten rose, barbeton
+daisy, daffodil, sword lily, poinsettia, bolero deep blue, wallflower, marigold, buttercup, oxeye daisy,
+common dandelion, petunia, wild pansy, primula, sunflower, pelargonium, bishop of llandaff, gaura,
+geranium, orange dahlia, pink-yellow dahlia, cautleya spicata, japanese anemone, black-eyed susan,
+silverbush, californian poppy, osteospermum, spring crocus, bearded iris, windflower, tree poppy, gazania,
+azalea, water lily, rose, thorn apple, morning glory, passion flower, lotus, toad lily, anthurium,
+frangipani, clematis, hibiscus, columbine, desert-rose, tree mallow, magnolia, cyclamen, watercress, canna
+lily, hippeastrum, bee balm, ball moss, foxglove, bougainvillea, camellia, mallow, mexican petunia,
+bromelia, blanket flower, trumpet creeper, blackberry lily
+"""
+
+_DIGITS = tuple("0123456789")
+_FASHION = "t-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot"
+_SIGNS = tuple(f"sign {label}" for label in range(43))
+
+
+def _sorted_members(dataset: str) -> tuple[str, ...]:
+    """CIFAR's labels are in alphabetical order."""
+    return tuple(sorted(name for members in GROUPS[dataset].values() for name in members))
+
+
+CLASS_NAMES: dict[str, tuple[str, ...]] = {
+    "digits": _DIGITS,
+    "mnist": _DIGITS,
+    "fashion-mnist": tuple(_FASHION.split(", ")),
+    "cifar10": _sorted_members("cifar10"),
+    "cifar100": _sorted_members("cifar100"),
+    "gtsrb": _SIGNS,
+    "gtsrb-224": _SIGNS,
+    "flowers102": tuple(" ".join(_FLOWERS102.split()).split(", ")),
+    "tiny-imagenet": tuple(f"class {label}" for label in range(200)),
 }

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.attacks.ascent import Ball, climb
-from kdsec.attacks.evasion import ascend
+from kdsec.budgets import check_step, check_training_attack
 from kdsec.data import UNLABELLED, Batch
 from kdsec.errors import KdsecError
+from kdsec.pgd import PerturbationSet, label_objective, projected_ascent
 from kdsec.train import cross_entropy, evaluating
 
 
@@ -26,7 +26,7 @@ class PGDTraining:
     Attributes:
         eps: in pixels of [0, 1], above 0.
         steps: of PGD; the paper takes 7 on CIFAR-10.
-        step_size: eps / 4 if not given, the paper's 2/255 at 8/255.
+        step_size: 2.5 eps / steps if not given, so that few steps use the whole budget, too.
     """
 
     eps: float
@@ -34,7 +34,7 @@ class PGDTraining:
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        check_training_attack(self.eps, self.steps)
+        check_training_attack(self.eps, self.steps, self.step_size)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         attacked = attack_batch(model, batch, self.eps, self.steps, self.step_size)
@@ -49,7 +49,7 @@ class TRADES:
         + \beta \max_{\|x' - x\|_\infty \le \varepsilon}
         \mathrm{KL}\big(\sigma(f(x)) \,\|\, \sigma(f(x'))\big)
 
-    The second term needs no labels: unlabelled images count there and nowhere else. As in the authors' code
+    The second term needs no labels: unlabelled images count only there. As in the authors' code
     the inner attack starts at the image plus noise of standard deviation 0.001, since at the image itself the
     divergence is at its lowest point and has no gradient.
 
@@ -57,7 +57,7 @@ class TRADES:
         eps: in pixels of [0, 1], above 0.
         beta: what robustness is worth (their 1 / lambda); 6 is common.
         steps: of the inner attack; theirs takes 10.
-        step_size: eps / 4 if not given.
+        step_size: 2.5 eps / steps if not given.
     """
 
     eps: float
@@ -66,7 +66,7 @@ class TRADES:
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        check_training_attack(self.eps, self.steps)
+        check_training_attack(self.eps, self.steps, self.step_size)
         if not self.beta >= 0:
             raise KdsecError(f"beta={self.beta} must be 0 or more; 0 is plain training, 6 is common")
 
@@ -78,7 +78,7 @@ class TRADES:
 
     def attack(self, model: nn.Module, images: Tensor) -> Tensor:
         """Images within the budget whose answers are far from the clean ones' answers."""
-        step = self.eps / 4 if self.step_size is None else self.step_size
+        step = check_step(self.step_size, self.eps, self.steps)
         with evaluating(model):
             with torch.no_grad():
                 wanted = model(images).float().log_softmax(1)
@@ -88,7 +88,7 @@ class TRADES:
                 return F.kl_div(shifted, wanted[which], log_target=True, reduction="none").sum(1), None
 
             start = (images + 0.001 * torch.randn_like(images)).clamp(0, 1)
-            return climb(divergence, start, Ball(images, self.eps), step, self.steps)
+            return projected_ascent(divergence, start, PerturbationSet(images, self.eps), step, self.steps)
 
 
 def attack_batch(
@@ -96,21 +96,13 @@ def attack_batch(
 ) -> Tensor:
     """PGD on one training batch: random start, in eval mode, without checks of what comes out.
 
-    In eval mode because batch normalisation must not learn from images on the way to the attack, and because
-    that is the network that will be attacked later. Random numbers come from the global CPU generator, which
-    ``fit`` seeds.
+    In eval mode, since batch normalisation must not learn from images on the way to the attack. Random
+    numbers come from the global CPU generator, which ``fit`` seeds.
     """
     if bool((batch.labels == UNLABELLED).any()):
         raise KdsecError("this attack is on the label, and some images have none; give a labelled set")
-    ball = Ball(batch.images, eps)
-    step = eps / 4 if step_size is None else step_size
+    ball = PerturbationSet(batch.images, eps)
+    step = check_step(step_size, eps, steps)
     with evaluating(model):
-        return ascend(model, ball.random(torch.default_generator), batch.labels, ball, step, steps).detach()
-
-
-def check_training_attack(eps: float, steps: int) -> None:
-    """Refuse a budget that is none, or not in pixels of [0, 1]."""
-    if not 0 < eps <= 1:
-        raise KdsecError(f"eps={eps:g} must be above 0 and at most 1; divide by 255 if in bytes")
-    if steps < 1:
-        raise KdsecError(f"steps={steps}: an attack needs at least 1")
+        start, objective = ball.random(torch.default_generator), label_objective(model, batch.labels)
+        return projected_ascent(objective, start, ball, step, steps).detach()

@@ -1,9 +1,11 @@
-"""Finding a backdoor: in the distillation set, in the student's features, at the input, and in the weights.
+"""Detecting a backdoor: in the distillation set, in the student's features, at the input, and in the weights.
 
-Each detector of poisons gives one score per image, larger for more suspicious, so that all are judged by the
-same ROC curve. The two that look at features compare the images of one class with each other, and in
-distillation there are two candidates for "class": the data set's label, if it has one, and the teacher's
-answer, which is what the student learnt. They take ``groups`` and leave the choice to the caller.
+Each detector of poisons gives one score an image, larger for more suspicious, so that all are judged by the
+same ROC curve. The two that read features compare the images of one class with the victim's clean images of
+it. "Class" may be the data set's label, if it has one, or the teacher's answer, which is what the student
+learnt: they take ``groups`` and leave the choice to the caller.
+
+Networks are asked in eval mode and left as they were.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from torch import Tensor, nn
 
 from kdsec.data import UNLABELLED, Augment, ImageSet, Loader
 from kdsec.data.imageset import to_float
-from kdsec.errors import KdsecError
+from kdsec.errors import KdsecError, check_number
+from kdsec.logits import as_logits
 from kdsec.models import Classifier
-from kdsec.train import predict
+from kdsec.models.base import check_stages
+from kdsec.train import evaluating, predict
 
 ANOMALY = 2.0  # anomaly index above which Neural Cleanse calls a class backdoored
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
@@ -73,15 +77,15 @@ def label_disagreement(teacher: nn.Module, data: ImageSet) -> Tensor:
 def label_instability(
     teacher: nn.Module, data: ImageSet, augment: Augment, *, views: int = 8, seed: int = 0
 ) -> Tensor:
-    """``(N,)``: how much of the teacher's probability of its own answer small changes of the image take away.
+    """``(N,)``: how much probability the teacher's own answer loses under small changes of the image.
 
-    Needs no labels. An adversarial perturbation is made for the pixels as they stand; a shift by a few pixels
-    may undo it, and the teacher goes back to what the image shows. Score: one minus the mean probability,
-    over ``views`` augmented views, of the class that the teacher names for the image as it is.
+    Needs no labels. An adversarial perturbation is made for the pixels as they are; a shift by a few pixels
+    may undo it. Score: one minus the mean probability, over ``views`` augmented views, of the class that the
+    teacher names for the unchanged image.
     """
     answer = predict(teacher, data).argmax(1)
     total = torch.zeros(len(data), device=data.images.device)
-    loader = Loader(data, len(data), augment=augment, seed=seed)
+    loader = Loader(data, 1000, augment=augment, seed=seed, drop_last=False)
     for _ in range(views):
         for batch in loader:
             probabilities = predict(teacher, batch.images).softmax(1)
@@ -91,79 +95,109 @@ def label_instability(
 
 @torch.no_grad()
 def penultimate(model: Classifier, data: ImageSet, batch_size: int = 250) -> Tensor:
-    """``(N, D)``: what the last linear layer of ``model`` sees."""
+    """Input of the last linear layer of ``model``, ``(N, D)``."""
+    check_stages(model, "a network whose features are read")
     before = model.head[:-1] if isinstance(model.head, nn.Sequential) else nn.Identity()
-    model.eval()
-    parts = [
-        before(model.features(to_float(part))[-1]).flatten(1).float()
-        for part in data.images.split(batch_size)
-    ]
+    with evaluating(model):
+        parts = [
+            before(model.features(to_float(part))[-1]).flatten(1).float()
+            for part in data.images.split(batch_size)
+        ]
     return torch.cat(parts)
 
 
-def spectral_signatures(features: Tensor, groups: Tensor) -> Tensor:
-    """``(N,)``: spectral signatures (Tran, Li & Madry 2018, arXiv 1811.00636, algorithm 1).
+def spectral_signatures(features: Tensor, groups: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
+    """``(N,)``: spectral signatures (Tran, Li & Madry 2018, arXiv 1811.00636), measured from clean images.
 
-    Within each group, the squared projection of the centred features on their first singular vector, as a
-    rank from 0 to 1: the method removes the highest-ranking share of every group.
+    Features are centred on the clean images of their group and whitened by the clean covariance, as SPECTRE
+    does with robust estimates (Hayase et al. 2021, arXiv 2104.11315). The score is the squared projection on
+    the group's first singular vector. It is in clean variances, so scores of all groups compare.
 
     Args:
         features: ``(N, D)``.
         groups: ``(N,)`` classes: the teacher's answers, or the data set's labels.
+        clean: ``(M, D)`` features of the victim's clean images.
+        labels: ``(M,)`` their classes. A group without any is centred on its own mean.
     """
+    from sklearn.covariance import ledoit_wolf
+
+    within = clean - _centres(clean, labels, clean, labels)
+    covariance = torch.from_numpy(ledoit_wolf(within.double().cpu().numpy(), assume_centered=True)[0])
+    root = torch.linalg.cholesky(covariance).to(features.device)
+    centred = (features - _centres(features, groups, clean, labels)).double()
+    white = torch.linalg.solve_triangular(root, centred.T, upper=False).T
     scores = torch.zeros(len(features), device=features.device)
     for group in groups.unique():
-        members = (groups == group).nonzero().squeeze(1)
-        centred = features[members] - features[members].mean(0)
-        direction = torch.linalg.svd(centred, full_matrices=False).Vh[0]
-        rank = (centred @ direction).square().argsort().argsort()
-        scores[members] = rank.float() / max(1, len(members) - 1)
+        members = groups == group
+        direction = torch.linalg.svd(white[members], full_matrices=False).Vh[0]
+        scores[members] = (white[members] @ direction).square().float()
     return scores
 
 
-def activation_clustering(
-    features: Tensor, groups: Tensor, *, components: int = 10, seed: int = 0
-) -> tuple[Tensor, dict[int, float]]:
-    """Activation clustering (Chen et al. 2018, arXiv 1811.03728): two clusters a group, the smaller suspect.
+def _centres(features: Tensor, groups: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
+    """``(N, D)``: for each image the mean of the clean images of its group, or of the group itself."""
+    centres = torch.zeros_like(features)
+    for group in groups.unique():
+        known = clean[labels == group]
+        centres[groups == group] = (known if len(known) else features[groups == group]).mean(0)
+    return centres
 
+
+def activation_clustering(
+    features: Tensor,
+    groups: Tensor,
+    clean: Tensor,
+    labels: Tensor,
+    *,
+    components: int = 10,
+    seed: int = 0,
+) -> tuple[Tensor, dict[int, float]]:
+    """Activation clustering (Chen et al. 2018, arXiv 1811.03728): two clusters a group, one suspect.
+
+    Their silhouette rule trusts a split only where the clusters are well apart. So a member of the suspect
+    cluster scores its group's silhouette, every other image 0. Suspect is the cluster farther from the
+    group's clean images (the smaller one, where there are none): poisons may be the majority of a group.
     Reduction is by principal components (the paper prefers independent ones, whose search may not converge).
 
     Args:
-        features: ``(N, D)``.
-        groups: ``(N,)`` classes: the teacher's answers, or the data set's labels.
+        features, groups, clean, labels: as in ``spectral_signatures``.
         components: dimensions kept before clustering.
         seed: of k-means.
 
     Returns:
-        ``(N,)`` True for the members of each group's smaller cluster, and each group's silhouette score: how
-        well the two clusters are apart, at most 1. Groups of fewer than four images are left alone.
+        ``(N,)`` scores, and each group's silhouette, at most 1. Groups of fewer than four images score 0.
     """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
     from sklearn.metrics import silhouette_score
 
-    suspect = torch.zeros(len(features), dtype=torch.bool, device=features.device)
-    silhouettes = {}
+    scores, silhouettes = torch.zeros(len(features), device=features.device), {}
     for group in groups.unique().tolist():
         members = (groups == group).nonzero().squeeze(1)
         if len(members) < 4:
             continue
         points = features[members].cpu().numpy().astype(np.float64)
-        kept = min(components, *points.shape)
-        reduced = PCA(kept, svd_solver="full").fit_transform(points)
-        cluster = KMeans(2, n_init=10, random_state=seed).fit_predict(reduced)
-        smaller = int((cluster == 1).sum() < (cluster == 0).sum())
-        suspect[members] = torch.from_numpy(cluster == smaller).to(features.device)
-        if len(set(cluster.tolist())) == 2:
-            silhouettes[group] = float(silhouette_score(reduced, cluster))
-    return suspect, silhouettes
+        reduction = PCA(min(components, *points.shape), svd_solver="full").fit(points)
+        reduced = reduction.transform(points)
+        clusters = KMeans(2, n_init=10, random_state=seed).fit(reduced)
+        if len(set(clusters.labels_.tolist())) < 2:
+            continue
+        known = clean[labels == group].cpu().numpy().astype(np.float64)
+        if len(known):
+            suspect = int(clusters.transform(reduction.transform(known)).mean(0).argmax())
+        else:
+            suspect = int(clusters.labels_.mean() < 0.5)
+        silhouettes[group] = float(silhouette_score(reduced, clusters.labels_))
+        inside = torch.from_numpy(clusters.labels_ == suspect).to(features.device)
+        scores[members] = inside * max(0.0, silhouettes[group])
+    return scores, silhouettes
 
 
 def strip(model: nn.Module, images: Tensor, overlays: Tensor, *, blends: int = 64, seed: int = 0) -> Tensor:
     """``(N,)``: STRIP (Gao et al. 2019, arXiv 1902.06531): minus the mean entropy under blending.
 
-    Each image is blended half and half with ``blends`` clean ones. An honest image's class is lost in that;
-    an answer that stays the same whatever is blended in hangs on a trigger.
+    Each image is blended half and half with ``blends`` clean ones. An honest image loses its class by that;
+    an answer that stays the same with every blend depends on a trigger.
 
     Args:
         model: the student under suspicion.
@@ -171,11 +205,10 @@ def strip(model: nn.Module, images: Tensor, overlays: Tensor, *, blends: int = 6
         overlays: clean images to draw from.
     """
     generator = torch.Generator().manual_seed(seed)
-    other = to_float(overlays)
     entropy = []
-    for image in to_float(images):
-        chosen = other[torch.randint(len(other), (blends,), generator=generator).to(other.device)]
-        probabilities = predict(model, 0.5 * image + 0.5 * chosen).softmax(1)
+    for image in images:
+        index = torch.randint(len(overlays), (blends,), generator=generator).to(overlays.device)
+        probabilities = predict(model, 0.5 * to_float(image) + 0.5 * to_float(overlays[index])).softmax(1)
         entropy.append(torch.special.entr(probabilities).sum(1).mean())
     return -torch.stack(entropy)
 
@@ -211,30 +244,31 @@ def invert_trigger(
     it is not. Of all masks that fooled ``wanted`` of their batch the smallest is returned, or the last one if
     none did.
     """
+    check_number("steps", steps, least=1, whole=True)
     generator = torch.Generator().manual_seed(seed)
-    pixels = to_float(images)
-    shape, device = pixels.shape[1:], pixels.device
+    shape, device = images.shape[1:], images.device
     raw = torch.rand(shape[0] + 1, *shape[1:], generator=generator).to(device).requires_grad_()
     optimizer = torch.optim.Adam([raw], lr=0.1, betas=(0.5, 0.9))
+    wish = torch.full((batch_size,), target, device=device)
     weight, streak, best = 1e-3, 0, None
-    model.eval()
-    for _ in range(steps):
-        batch = pixels[torch.randint(len(pixels), (batch_size,), generator=generator).to(device)]
-        both = (raw.tanh() + 1) / 2
-        mask, pattern = both[:1], both[1:]
-        logits = model((1 - mask) * batch + mask * pattern).float()
-        wish = torch.full((batch_size,), target, device=device)
-        loss = F.cross_entropy(logits, wish) + weight * mask.sum()
-        (raw.grad,) = torch.autograd.grad(loss, raw)
-        success = (logits.argmax(1) == target).float().mean().item()
-        last = Inverted(mask.detach(), pattern.detach(), success)
-        if success >= wanted and (best is None or last.size < best.size):
-            best = last
-        optimizer.step()
-        fooled = success >= wanted
-        streak = max(streak, 0) + 1 if fooled else min(streak, 0) - 1
-        if abs(streak) == 5:  # the original's patience and factors
-            weight, streak = (weight * 2 if fooled else weight / 2**1.5), 0
+    with evaluating(model):
+        for _ in range(steps):
+            index = torch.randint(len(images), (batch_size,), generator=generator).to(device)
+            batch = to_float(images[index])
+            both = (raw.tanh() + 1) / 2
+            mask, pattern = both[:1], both[1:]
+            logits = as_logits(model((1 - mask) * batch + mask * pattern), batch_size).float()
+            loss = F.cross_entropy(logits, wish) + weight * mask.sum()
+            (raw.grad,) = torch.autograd.grad(loss, raw)
+            success = (logits.argmax(1) == target).float().mean().item()
+            last = Inverted(mask.detach(), pattern.detach(), success)
+            fooled = success >= wanted
+            if fooled and (best is None or last.size < best.size):
+                best = last
+            optimizer.step()
+            streak = max(streak, 0) + 1 if fooled else min(streak, 0) - 1
+            if abs(streak) == 5:  # the original's patience and factors
+                weight, streak = (weight * 2 if fooled else weight / 2**1.5), 0
     return best or last
 
 
@@ -252,7 +286,11 @@ def neural_cleanse(
 
 
 def anomaly_index(sizes: Tensor) -> Tensor:
-    """``(K,)``: (median - size) / (1.4826 median absolute deviation), above 0 for the smaller ones."""
+    """``(K,)``: (median - size) / (1.4826 median absolute deviation), above 0 for the smaller ones.
+
+    All not a number, which is no verdict, where the median deviation is 0 or a size is not finite.
+    """
     middle = sizes.double().quantile(0.5)
     deviation = (sizes - middle).abs().quantile(0.5) * MAD_TO_SIGMA
-    return (middle - sizes) / deviation.clamp(min=1e-12)
+    usable = deviation > 0 and bool(sizes.isfinite().all())
+    return (middle - sizes) / deviation if usable else torch.full_like(middle - sizes, torch.nan)

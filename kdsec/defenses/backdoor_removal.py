@@ -1,15 +1,13 @@
-"""Taking a backdoor out of a student, with a few clean images and no knowledge of the trigger.
+"""Removing a backdoor from a student, with a few clean images and no knowledge of the trigger.
 
-Four cures, which end in ordinary training on the clean images and so cost the same:
+Four methods, which end in ordinary training on the clean images and so cost the same:
 
 * fine-tuning: train on. The control for the other three.
-* re-distillation: train on with the clean teacher's answers instead of labels; the defender of a distilled
-  student has that teacher, and needs no labels then.
+* re-distillation: train on with the clean teacher's answers instead of labels.
 * fine-pruning (Liu, Dolan-Gavitt & Garg 2018, arXiv 1805.12185): first silence the channels that clean images
-  leave dormant, where a backdoor may live; ``prune_dormant``.
+  leave dormant, where a backdoor may sit; ``prune_dormant``.
 * neural attention distillation (Li et al. 2021, arXiv 2101.05930): the fine-tuned student becomes the teacher
-  of the backdoored one, which has to match its attention maps, stage by stage: ``AttentionTransfer`` of
-  ``kdsec.distill``, with ``attention_distillation`` here.
+  of the backdoored one, which has to match its attention maps stage by stage; ``attention_distillation``.
 """
 
 from __future__ import annotations
@@ -22,8 +20,10 @@ from torch import Tensor, nn
 from kdsec.data import ImageSet
 from kdsec.data.imageset import to_float
 from kdsec.distill import AttentionTransfer
-from kdsec.errors import KdsecError
+from kdsec.errors import check_number
 from kdsec.models import Classifier
+from kdsec.models.base import check_stages
+from kdsec.train import evaluating
 
 
 class Mask(nn.Module):
@@ -49,15 +49,14 @@ def prune_dormant(model: Classifier, data: ImageSet, tolerance: float = 0.04) ->
     Args:
         model: not changed.
         data: clean, labelled images.
-        tolerance: accuracy that may be lost, as a share.
+        tolerance: accuracy that may be lost, in [0, 1).
 
     Returns:
-        The pruned copy and how many channels it lost.
+        The pruned copy, in eval mode, and how many channels it lost.
     """
-    if not 0 <= tolerance < 1:
-        raise KdsecError(f"tolerance={tolerance} is not a share in [0, 1); 0.04 gives up four points")
-    model.eval()
-    with torch.no_grad():
+    check_number("tolerance", tolerance, least=0, below=1)
+    check_stages(model, "a network to prune")
+    with torch.no_grad(), evaluating(model):
         features = torch.cat([model.features(to_float(part))[-1] for part in data.images.split(250)])
         activity = features.abs().transpose(0, 1).flatten(1).mean(1)
         kept = torch.ones_like(activity)
@@ -68,7 +67,7 @@ def prune_dormant(model: Classifier, data: ImageSet, tolerance: float = 0.04) ->
             if _accuracy(model, features, attempt, data.labels) < least:
                 break
             kept = attempt
-    pruned = copy.deepcopy(model)
+    pruned = copy.deepcopy(model).eval()
     pruned.stages.append(Mask(kept))
     return pruned, int((kept == 0).sum())
 
@@ -85,5 +84,4 @@ def attention_distillation(tuned: Classifier, weight: float = 10.0) -> Attention
         tuned: a copy of the backdoored student after fine-tuning on clean images; does not change.
         weight: of the attention term, as in ``AttentionTransfer``.
     """
-    tuned.eval()
     return AttentionTransfer(tuned, weight)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from kdsec.data import Batch
-from kdsec.distill import check_temperature, soft_cross_term
-from kdsec.errors import KdsecError
-from kdsec.train import cross_entropy
+from kdsec.distill import check_teacher
+from kdsec.errors import check_number
+from kdsec.logits import check_temperature, soft_cross_term
+from kdsec.train import ask, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -23,34 +23,30 @@ class NastyLoss:
     .. math:: \mathcal{L} = \mathrm{CE}(f_T(x), y)
         - \omega\,\tau^2\,\mathrm{KL}\big(\sigma_\tau(f_T(x)) \,\|\, \sigma_\tau(f_H(x))\big)
 
-    The direction is that of the authors' code: the network being trained stands in the *target* place of the
-    divergence, and the gradient flows there. The adversary :math:`f_H` is an honestly trained network of the
-    same architecture and does not change. (The constant 100 that their code adds has no gradient and is left
-    out.)
+    The direction is that of the authors' code: the network being trained is the *target* of the divergence,
+    and the gradient flows there. The adversary :math:`f_H` is an honestly trained network of the same
+    architecture and does not change. (The constant 100 that their code adds has no gradient and is left out.)
 
-    How low can it go? The adversary being fixed, the divergence of one image is at most
-    :math:`-\log \min_k \sigma_\tau(f_H(x))_k`, so the loss does have a floor, but a deep one:
-    about :math:`-\omega\tau` times the range of the adversary's logits. Gradients on the way there are
-    large, and with a large ``weight`` or a high learning rate training explodes (VITA-Group/Nasty-Teacher,
-    issue 17).
+    The divergence of one image is at most :math:`-\log \min_k \sigma_\tau(f_H(x))_k`, so the loss has a
+    floor, but a deep one: about :math:`-\omega\tau` times the range of the adversary's logits. Gradients on
+    the way there are large, and with a large ``weight`` or a high learning rate training explodes
+    (VITA-Group/Nasty-Teacher, issue 17).
 
     Attributes:
-        adversary: the honest network; put into eval mode here.
+        adversary: the honest network; left as it is.
         temperature: tau; the authors use 4 on CIFAR-10 and 20 on CIFAR-100 and Tiny-ImageNet.
-        weight: omega; the authors use 0.04, 0.005 and 0.01 there.
+        weight: omega, 0 or more; the authors use 0.04, 0.005 and 0.01 there.
     """
 
     adversary: nn.Module
     temperature: float = 4.0
     weight: float = 0.04
+    needs_labels = True
 
     def __post_init__(self) -> None:
+        check_teacher(self.adversary)
         check_temperature(self.temperature)
-        if not self.weight >= 0:
-            raise KdsecError(
-                f"weight={self.weight} must be 0 or more; 0 is plain cross-entropy, 0.04 is common"
-            )
-        self.adversary.eval()
+        check_number("weight", self.weight, least=0)
 
     @property
     def advice(self) -> str:
@@ -61,10 +57,7 @@ class NastyLoss:
         )
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            honest = self.adversary(batch.images)
-        logits = model(batch.images)
-        # soft_cross_term(student, teacher) is KL(teacher || student): here the learner is in the teacher's
-        # place.
+        honest, logits = ask(self.adversary, batch.images), model(batch.images)
+        # soft_cross_term(student, teacher) is KL(teacher || student): here the learner is the teacher.
         away = soft_cross_term(honest, logits, self.temperature)
         return cross_entropy(logits, batch.labels) - self.weight * away

@@ -1,7 +1,8 @@
-"""Take whole channels out of a network: not masked but gone, with the weights that read them.
+"""Structured pruning: removes whole channels, together with the weights that read them.
 
-Only channels with exactly one reader can go without touching the rest of the network: those between two
-neighbouring layers, and those inside a residual block. What a block adds to its shortcut stays.
+Only channels with exactly one reader are removed: those between two neighbouring layers, and those inside a
+residual block. The sum of a block and its shortcut stays as it is. A depthwise convolution in between loses
+the same channels.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from kdsec.data.imageset import to_float
-from kdsec.errors import KdsecError, choose
+from kdsec.errors import KdsecError, check_choice
+from kdsec.layered import LayeredClassifier
 from kdsec.train import evaluating
-from kdsec.transfer import Student
 
-# Which channels go first.
+# Which channels are removed first.
 RANKINGS = ("activation", "zeros", "reverse", "random")
 
 
-class Link(NamedTuple):
-    """Channels on their way from ``writer`` to ``reader``, with the normalisations between them."""
+class ChannelGroup(NamedTuple):
+    """Channels between two layers: ``writer`` computes them, ``reader`` uses them, ``norms`` are between.
+
+    ``norms`` are what works on each channel alone: normalisations, depthwise convolutions.
+    """
 
     writer: nn.Conv2d | nn.Linear
     norms: tuple[nn.Module, ...]
@@ -39,8 +43,8 @@ class Link(NamedTuple):
         return self.reader.weight.shape[1] // self.channels
 
 
-def links(net: Student) -> list[Link]:
-    """Every group of channels of ``net`` that can be thinned, first to last.
+def links(net: LayeredClassifier) -> list[ChannelGroup]:
+    """Every group of channels of ``net`` that can be pruned, first to last.
 
     Raises:
         KdsecError: there is none.
@@ -52,10 +56,10 @@ def links(net: Student) -> list[Link]:
 
 
 @torch.no_grad()
-def activity(net: Student, images: Tensor, statistic: str = "mean") -> list[Tensor]:
-    """How active each channel of each link is on ``images``: one ``(channels,)`` a link.
+def activity(net: LayeredClassifier, images: Tensor, statistic: str = "mean") -> list[Tensor]:
+    """Mean activity on ``images`` of each channel, one tensor ``(channels,)`` a group.
 
-    Measured where the channels are read, after the activation and any pooling.
+    Measured at the reader's input, after the activation and any pooling.
 
     Args:
         net: in layers.
@@ -64,13 +68,13 @@ def activity(net: Student, images: Tensor, statistic: str = "mean") -> list[Tens
             Liu et al. 2018, arXiv 1805.12185), or ``nonzero``, the share that is not 0 (one minus APoZ, Hu et
             al. 2016, arXiv 1607.03250).
     """
-    choose("statistic", statistic, ("mean", "nonzero"))
+    check_choice("statistic", statistic, ("mean", "nonzero"))
     if not len(images):
         raise KdsecError("there are no images to measure activations on; give some of each class")
     thinned = links(net)
     sums = [torch.zeros(link.channels, device=images.device) for link in thinned]
 
-    def watch(place: int, link: Link) -> torch.utils.hooks.RemovableHandle:
+    def watch(place: int, link: ChannelGroup) -> torch.utils.hooks.RemovableHandle:
         def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             per_channel = inputs[0].flatten(1).view(len(inputs[0]), link.channels, -1).float().abs()
             per_channel = per_channel if statistic == "mean" else (per_channel > 0).float()
@@ -89,21 +93,23 @@ def activity(net: Student, images: Tensor, statistic: str = "mean") -> list[Tens
     return [total / len(images) for total in sums]
 
 
-def prune(net: Student, images: Tensor, ratio: float, ranking: str = "activation", seed: int = 0) -> Student:
-    """A smaller copy of ``net``: of every link, the share ``ratio`` of the channels is gone.
+def prune(
+    net: LayeredClassifier, images: Tensor, ratio: float, ranking: str = "activation", seed: int = 0
+) -> LayeredClassifier:
+    """A smaller copy of ``net`` without the share ``ratio`` of the channels of every group.
 
     Args:
         net: not changed.
-        images: decide what is active, ``(N, C, H, W)``.
-        ratio: from 0 to below 1; at least one channel of a link stays.
-        ranking: what goes first: the least active (``activation``), the most often zero (``zeros``), the most
-            active (``reverse``, a control), or channels drawn by ``seed`` (``random``, the other control).
+        images: ``(N, C, H, W)``, on which activity is measured.
+        ratio: in [0, 1); at least one channel of a group stays.
+        ranking: removed first: the least active channels (``activation``), the most often zero (``zeros``),
+            the most active (``reverse``, a control), or channels drawn by ``seed`` (``random``, a control).
         seed: of ``random``.
 
     Raises:
         KdsecError: a ratio out of range, or an unknown ranking.
     """
-    choose("ranking", ranking, RANKINGS)
+    check_choice("ranking", ranking, RANKINGS)
     if not 0 <= ratio < 1:
         raise KdsecError(f"ratio={ratio} is not a share in [0, 1); 0.5 removes half of the channels")
     scores = activity(net, images, "nonzero" if ranking == "zeros" else "mean")
@@ -119,8 +125,8 @@ def prune(net: Student, images: Tensor, ratio: float, ranking: str = "activation
     return keep_channels(net, kept)
 
 
-def keep_channels(net: Student, kept: list[Tensor]) -> Student:
-    """A copy of ``net`` with only the channels ``kept[i]`` (sorted positions) of link i."""
+def keep_channels(net: LayeredClassifier, kept: list[Tensor]) -> LayeredClassifier:
+    """A copy of ``net`` with only the channels ``kept[i]`` (sorted positions) of group i."""
     smaller = copy.deepcopy(net)
     for link, chosen in zip(links(smaller), kept, strict=True):
         places = torch.arange(link.places, device=chosen.device)
@@ -133,7 +139,7 @@ def keep_channels(net: Student, kept: list[Tensor]) -> Student:
 
 
 class Cost(NamedTuple):
-    """Numbers that a network stores, and multiplications with addition that one image takes."""
+    """Size and computation of a network: parameters, and multiply-adds for one image."""
 
     parameters: int
     multiply_adds: int
@@ -146,7 +152,7 @@ class Cost(NamedTuple):
 
 @torch.no_grad()
 def cost(net: nn.Module, shape: Sequence[int]) -> Cost:
-    """What ``net`` costs on an image of ``shape`` (C, H, W); convolutions and linear maps are counted."""
+    """Cost of ``net`` on an image of ``shape`` (C, H, W); only convolutions and linear maps are counted."""
     spent = []
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -166,7 +172,7 @@ def cost(net: nn.Module, shape: Sequence[int]) -> Cost:
 
 
 def _select(module: nn.Module, dimension: int, chosen: Tensor) -> None:
-    """Keep the entries ``chosen`` of a layer's outputs (dimension 0) or inputs (1), and count anew."""
+    """Keep the entries ``chosen`` of a layer's outputs (dimension 0) or inputs (1), in place."""
     for name in ("weight", "bias", "running_mean", "running_var"):
         tensor = getattr(module, name, None)
         if tensor is None or dimension >= tensor.ndim:
@@ -176,11 +182,17 @@ def _select(module: nn.Module, dimension: int, chosen: Tensor) -> None:
             setattr(module, name, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
         else:
             setattr(module, name, smaller)
-    counts = {
-        nn.Conv2d: ("out_channels", "in_channels"),
-        nn.Linear: ("out_features", "in_features"),
-    }.get(type(module), ("num_features",))
-    setattr(module, counts[dimension], len(chosen))
+    counts: tuple[str, ...] = ("num_features",)
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        kind = "channels" if isinstance(module, nn.Conv2d) else "features"
+        counts = (f"out_{kind}", f"in_{kind}")
+    for name in (*counts, "groups") if _is_depthwise(module) else counts[dimension : dimension + 1]:
+        setattr(module, name, len(chosen))
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    """Whether the module is a convolution in which every channel has its own filter and sees no other."""
+    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
@@ -192,25 +204,25 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
-def _chain(parts: list[nn.Module]) -> Iterator[Link]:
-    """Links between neighbours in ``parts``; what is inside another kind of module is a chain of its own."""
+def _chain(parts: list[nn.Module]) -> Iterator[ChannelGroup]:
+    """Groups between neighbours in ``parts``; another kind of module is searched by itself."""
     writer: nn.Conv2d | nn.Linear | None = None
     norms: list[nn.Module] = []
     for part in parts:
-        if isinstance(part, nn.Conv2d | nn.Linear):
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) or (writer is not None and _is_depthwise(part)):
+            norms.append(part)
+        elif isinstance(part, nn.Conv2d | nn.Linear):
             alone = isinstance(part, nn.Linear) or part.groups == 1
             if writer is not None and alone:
-                yield Link(writer, tuple(norms), part)
+                yield ChannelGroup(writer, tuple(norms), part)
             writer, norms = (part if alone else None), []
-        elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-            norms.append(part)
         elif next(part.parameters(), None) is not None:
             writer, norms = None, []
             yield from _inside(part)
 
 
-def _inside(block: nn.Module) -> Iterator[Link]:
-    """Links inside a residual block: within its branch, whose last output is added to the shortcut."""
+def _inside(block: nn.Module) -> Iterator[ChannelGroup]:
+    """Groups inside a residual block: within its branch, whose last output is added to the shortcut."""
     for child in block.children():
         if isinstance(child, nn.Sequential):
             yield from _chain(list(_parts(child)))

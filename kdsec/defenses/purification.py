@@ -6,18 +6,17 @@ Koo, Chae & Lee, "Improving Adversarial Robustness via Distillation-Based Purifi
 **A reconstruction.** Only the abstract could be read, and no public code was found. It says: two
 convolutional autoencoders, one trained adversarially and one normally, teach a third by ensemble knowledge
 distillation, and the third cleans images in front of a pre-trained classifier. Architectures, losses, weights
-and the training attack are this package's. What is left open is an option here, so that each reading can be
-tried.
+and the training attack are this package's. What is left open is an option here.
 
-In the notation of the chapter, with f the classifier, x a clean image, x' an attacked one and S a purifier,
-every arm is one of two losses, with an attack from ``kdsec.defenses.disturbances``:
+With f the classifier, x a clean image, x' an attacked one and S a purifier, every arm is one of two losses,
+with an attack from ``kdsec.defenses.perturbations``:
 
 ======================  ============================================================
-adversarial teacher     ``Restore(OnClassifier(f, eps))``: x' back to x
-normal teacher          ``Restore(Unchanged())``: x back to x
-the paper's student     ``EnsembleDistillation(lessons(g_a, g_n), OnClassifier(f, eps))``
-student of one teacher  ``EnsembleDistillation((Lesson(g_a),), OnClassifier(f, eps))``
-student of none         ``Restore(OnClassifier(f, eps))``, on a network of the student's size
+adversarial teacher     ``Restore(ClassifierPGD(f, eps))``: x' back to x
+normal teacher          ``Restore(Identity())``: x back to x
+the paper's student     ``EnsembleDistillation(two_teacher_terms(g_a, g_n), ClassifierPGD(f, eps))``
+student of one teacher  ``EnsembleDistillation((DistillationTerm(g_a),), ClassifierPGD(f, eps))``
+student of none         ``Restore(ClassifierPGD(f, eps))``, on a network of the student's size
 plain denoiser          ``Restore(Noise(0.1))``
 end-to-end purifier     ``Restore(EndToEnd(f, eps), f, labels=1)``
 ======================  ============================================================
@@ -32,16 +31,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsec.data import Batch
-from kdsec.defenses.disturbances import Disturbance
+from kdsec.defenses.perturbations import Perturbation
 from kdsec.defenses.purifiers import encoder, frozen, purified
-from kdsec.distill import attention_map, check_temperature, soft_cross_term
-from kdsec.errors import KdsecError, choose
+from kdsec.distill import attention_map
+from kdsec.errors import KdsecError, check_choice
+from kdsec.logits import check_temperature, soft_cross_term
 from kdsec.train import cross_entropy
 
 VIEWS = ("attacked", "clean")
 LEVELS = ("image", "features", "logits")
-# What student and normal teacher look at while the second teaches the first. The adversarial teacher's lesson
-# is about the attacked image in all of them.
+# What student and normal teacher look at in the second's lesson; the first's is about the attacked image.
 READINGS = {
     "averaged": "the student at the attacked image, the normal teacher at the clean one",
     "each its own": "both at the clean image",
@@ -64,7 +63,7 @@ class Restore:
         pixels, clean, labels: the three weights.
     """
 
-    disturb: Disturbance
+    disturb: Perturbation
     classifier: nn.Module | None = None
     pixels: float = 1.0
     clean: float = 0.0
@@ -89,7 +88,7 @@ class Restore:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationTerm:
     """One teacher and what it teaches about: the student's output there should be the teacher's output.
 
     Attributes:
@@ -104,18 +103,16 @@ class Lesson:
     student_sees: str = "attacked"
 
     def __post_init__(self) -> None:
-        choose("view", self.teacher_sees, VIEWS)
-        choose("view", self.student_sees, VIEWS)
+        check_choice("view", self.teacher_sees, VIEWS)
+        check_choice("view", self.student_sees, VIEWS)
         if not self.weight > 0:
-            raise KdsecError(
-                f"weight={self.weight} of a lesson must be above 0; leave the lesson out instead"
-            )
+            raise KdsecError(f"weight={self.weight} of a term must be above 0; leave the term out instead")
         object.__setattr__(self, "teacher", frozen(self.teacher))
 
 
-def lessons(
+def two_teacher_terms(
     adversarial: nn.Module, normal: nn.Module, reading: str = "averaged", weight: float = 0.5
-) -> tuple[Lesson, Lesson]:
+) -> tuple[DistillationTerm, DistillationTerm]:
     r"""The paper's two teachers, in one of ``READINGS``.
 
     Where the student sees x' in both lessons, as in ``averaged`` and ``both attacked``, the two squared
@@ -132,12 +129,14 @@ def lessons(
     Raises:
         KdsecError: unknown reading, or a weight that leaves a teacher nothing.
     """
-    choose("reading", reading, READINGS)
+    check_choice("reading", reading, READINGS)
     if not 0 < weight < 1:
-        raise KdsecError(f"weight={weight} must be in (0, 1); for a single teacher give a single Lesson")
+        raise KdsecError(f"weight={weight} must be in (0, 1); for a single teacher give one DistillationTerm")
     teacher_sees = "attacked" if reading == "both attacked" else "clean"
     student_sees = "clean" if reading == "each its own" else "attacked"
-    return Lesson(adversarial, weight), Lesson(normal, 1 - weight, teacher_sees, student_sees)
+    return DistillationTerm(adversarial, weight), DistillationTerm(
+        normal, 1 - weight, teacher_sees, student_sees
+    )
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class EnsembleDistillation:
     * ``logits``: the classifier's answers to both, by relative entropy.
 
     Attributes:
-        lessons: who teaches what; see ``lessons``.
+        terms: who teaches what; see ``two_teacher_terms``.
         disturb: makes x'.
         reconstruction: lambda. At 0 no clean image is ever a target, only what the teachers make.
         level: see above.
@@ -163,19 +162,19 @@ class EnsembleDistillation:
         temperature: of both softmaxes, for ``logits`` only.
     """
 
-    lessons: tuple[Lesson, ...]
-    disturb: Disturbance
+    terms: tuple[DistillationTerm, ...]
+    disturb: Perturbation
     reconstruction: float = 0.0
     level: str = "image"
     classifier: nn.Module | None = None
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        choose("level", self.level, LEVELS)
+        check_choice("level", self.level, LEVELS)
         check_temperature(self.temperature)
         check_weights(reconstruction=self.reconstruction)
-        if not self.lessons:
-            raise KdsecError("an ensemble of no teachers; give at least one Lesson, or train with Restore")
+        if not self.terms:
+            raise KdsecError("an ensemble of no teachers; give a DistillationTerm, or train with Restore")
         if self.level == "features" and not self.reconstruction:
             raise KdsecError(
                 "level 'features' alone would leave the decoder untrained; set reconstruction above 0"
@@ -188,19 +187,19 @@ class EnsembleDistillation:
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         clean, attacked = self.disturb(model, batch)
         views = {"attacked": attacked, "clean": clean}
-        seen = {lesson.student_sees for lesson in self.lessons} | (
+        seen = {lesson.student_sees for lesson in self.terms} | (
             {"attacked"} if self.reconstruction else set()
         )
         made = purified(model, {view: views[view] for view in VIEWS if view in seen})
         loss = attacked.new_zeros(())
-        for lesson in self.lessons:
+        for lesson in self.terms:
             loss = loss + lesson.weight * self.gap(model, made, lesson, views)
         if self.reconstruction:
             loss = loss + self.reconstruction * squared(made["attacked"], clean)
         return loss
 
     def gap(
-        self, model: nn.Module, made: dict[str, Tensor], lesson: Lesson, views: dict[str, Tensor]
+        self, model: nn.Module, made: dict[str, Tensor], lesson: DistillationTerm, views: dict[str, Tensor]
     ) -> Tensor:
         """How far the student is from one teacher."""
         asked = views[lesson.teacher_sees]

@@ -1,4 +1,7 @@
-"""Purifiers as networks: what stands in front of a classifier, and what makes the two a defended model."""
+"""Input purifiers, and the defended model ``nn.Sequential(purifier, classifier)``.
+
+A purifier maps images (N, C, H, W) in [0, 1] to images of the same shape.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,10 @@ from kdsec.errors import KdsecError
 from kdsec.train import evaluating
 
 
-class Correction(nn.Module):
-    """A purifier that says what to change: the image plus twice the autoencoder's distance from grey.
-
-    The autoencoder has no way around its bottleneck, and what it gives back is blurred. Here it need not draw
-    the image, only the difference. A grey answer, 1/2 everywhere, means no change.
-
-    Args:
-        autoencoder: images in, images of the same shape in [0, 1] out.
-    """
-
-    def __init__(self, autoencoder: nn.Module) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Corrected images ``(N, C, H, W)`` in [0, 1]."""
-        return (images + 2 * self.autoencoder(images) - 1).clamp(0, 1)
-
-
 def protect(purifier: nn.Module, classifier: nn.Module, shape: tuple[int, int, int]) -> nn.Sequential:
     """The defended model, ``nn.Sequential(purifier, classifier)`` in eval mode, checked to fit.
 
-    The two are the same objects, not copies. (A container made by hand starts in training mode whatever its
-    parts are in, and whoever puts it "back" into that mode afterwards switches the parts, too.)
+    The two are the same objects, not copies. (A container made by hand starts in training mode.)
 
     Args:
         purifier: images to images.
@@ -51,9 +34,7 @@ def protect(purifier: nn.Module, classifier: nn.Module, shape: tuple[int, int, i
 
 
 def purified(purifier: nn.Module, views: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What ``purifier`` makes of each view, all in one pass.
-
-    One pass, so that batch normalisation, which sees images of all kinds later, learns from all together.
+    """What ``purifier`` makes of each view, in one pass: batch normalisation learns from all together.
 
     Raises:
         KdsecError: as ``check_fit``, or what it makes has another shape than what it was given.
@@ -75,13 +56,13 @@ def check_fit(purifier: nn.Module, images: Tensor) -> None:
     if first is not None and first.in_channels != images.shape[1]:
         raise KdsecError(
             f"the purifier takes images of {first.in_channels} channels, got {images.shape[1]}; build it for "
-            "the data's own shape (a set of pair(...) goes with disturb=Stored())"
+            "the data's own shape (a set of pair(...) goes with disturb=Precomputed())"
         )
 
 
 def encoder(purifier: nn.Module) -> nn.Module:
     """The half of an autoencoder whose output the feature level compares."""
-    found = getattr(getattr(purifier, "autoencoder", purifier), "encoder", None)
+    found = getattr(purifier, "encoder", None)
     if not isinstance(found, nn.Module):
         raise KdsecError(
             f"a {type(purifier).__name__} has no encoder to compare features of; use level='image'"

@@ -2,7 +2,7 @@
 
 Yilmaz & Keles, "Adversarial Sparse Teacher: Defense Against Distillation-Based Model Stealing Attacks Using
 Adversarial Examples", arXiv 2403.05181 (2024). Three steps: train an honest teacher; make adversarial images
-from it (``disturb``); train the teacher that is published, from scratch, on pairs of both (``pair``) with
+from it (``perturb``); train the teacher that is published, from scratch, on pairs of both (``pair``) with
 ``SparseTeacherLoss``. The defaults and the options ``"literal pgd"`` and ``paired=False`` follow the authors'
 public code, which departs from what the abstracts say.
 """
@@ -10,25 +10,24 @@ public code, which departs from what the abstracts say.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsec.attacks.ascent import Ball
-from kdsec.attacks.evasion import ascend, check_attack, pgd
+from kdsec.budgets import check_attack
 from kdsec.data import Batch, ImageSet
 from kdsec.data.imageset import to_float
-from kdsec.defenses.stingy import keep_largest
-from kdsec.distill import check_temperature
-from kdsec.errors import KdsecError, choose
-from kdsec.models import Classifier
+from kdsec.errors import KdsecError, check_choice
+from kdsec.logits import check_temperature, keep_largest
+from kdsec.models import Classifier, Normalize
+from kdsec.pgd import PerturbationSet, label_objective, pgd, projected_ascent
 from kdsec.train import autocast, cross_entropy, evaluating
 
 DIVERGENCES = ("epd", "kl")
 SOURCES = ("current", "random")
-DISTURBANCES = ("pgd", "literal pgd", "low contrast", "noise", "none")
+PERTURBATIONS = ("pgd", "literal pgd", "low contrast", "noise", "none")
 LITERAL = (0.3, 0.01, 40)  # eps and step of the authors' code in normalised units, and its number of steps
 
 
@@ -86,9 +85,9 @@ class SparseTeacherLoss:
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
-        choose("divergence", self.divergence, DIVERGENCES)
+        check_choice("divergence", self.divergence, DIVERGENCES)
         if not isinstance(self.source, nn.Module):
-            choose("source", self.source, SOURCES)
+            check_choice("source", self.source, SOURCES)
         if not 0 <= self.alpha <= 1 or self.keep < 1:
             raise KdsecError(f"alpha={self.alpha} must lie in [0, 1] and keep={self.keep} be 1 or more")
 
@@ -130,7 +129,7 @@ def pair(data: ImageSet, disturbed: Tensor) -> ImageSet:
     return data.replace(images=torch.cat([data.images, disturbed], dim=1))
 
 
-def disturb(
+def perturb(
     model: Classifier,
     data: ImageSet,
     kind: str = "pgd",
@@ -163,40 +162,35 @@ def disturb(
         eps: budget of ``pgd`` in pixels, or the noise's standard deviation.
         step_size, steps: of ``pgd``.
         seed: of the noise.
-        batch_size, precision: as in ``kdsec.attacks.evasion.pgd``.
+        batch_size, precision: as in ``kdsec.pgd.pgd``.
 
     Raises:
         KdsecError: unknown kind, a budget outside [0, 1], or images without labels.
     """
-    choose("disturbance", kind, DISTURBANCES)
+    check_choice("disturbance", kind, PERTURBATIONS)
     check_attack(data.images, data.labels, eps, "linf")
     if kind == "pgd":
-        return pgd(
-            model,
-            data.images,
-            data.labels,
-            eps=eps,
-            steps=steps,
-            step_size=step_size,
-            random_start=False,
-            batch_size=batch_size,
-            precision=precision,
-        )
-    images = to_float(data.images)
-    normalize: Any = model.normalize
-    mean, std = normalize.mean, normalize.std
-    if kind == "noise":
-        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
-        return (images + eps * noise.to(images.device)).clamp(0, 1)
-    if kind == "low contrast":
-        return images.clamp(mean, mean + std)
-    if kind == "none":
-        return images
+        how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "random_start": False}
+        return pgd(model, data.images, data.labels, eps=eps, steps=steps, step_size=step_size, **how)
+    if not isinstance(getattr(model, "normalize", None), Normalize):
+        raise KdsecError(f"disturbance {kind!r} needs a network of kdsec.models, whose mean and std it uses")
+    images, normalize = to_float(data.images), cast(Normalize, model.normalize)
+    match kind:
+        case "noise":
+            noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+            return (images + eps * noise.to(images.device)).clamp(0, 1)
+        case "low contrast":
+            return images.clamp(normalize.mean, normalize.mean + normalize.std)
+        case "none":
+            return images
+    with evaluating(model), torch.autocast(**autocast(precision, images.device)):
+        parts = zip(images.split(batch_size), data.labels.split(batch_size), strict=True)
+        return torch.cat([_literal_pgd(model, normalize, *part) for part in parts])
+
+
+def _literal_pgd(model: nn.Module, normalize: Normalize, images: Tensor, labels: Tensor) -> Tensor:
+    """One batch of ``literal pgd``: budget, step and box are in units of the channels' deviation."""
     size, step, count = LITERAL
-    model.eval()
-    with torch.autocast(**autocast(precision, images.device)):
-        parts = [
-            ascend(model, part, labels, Ball(part, size * std, "linf", mean, mean + std), step * std, count)
-            for part, labels in zip(images.split(batch_size), data.labels.split(batch_size), strict=True)
-        ]
-    return torch.cat(parts)
+    mean, std = normalize.mean, normalize.std
+    allowed = PerturbationSet(images, size * std, "linf", mean, mean + std)
+    return projected_ascent(label_objective(model, labels), images, allowed, step * std, count)

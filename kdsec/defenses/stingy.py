@@ -6,15 +6,10 @@ PAIR2Struct.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from kdsec.errors import KdsecError
-
-# What stands for minus infinity. Its softmax is exactly 0 in float32 at every temperature below 9,000
-# (exp(-104) is the first to vanish), and unlike the real one it survives arithmetic: 0 * log 0 is 0, a mean
-# is a number, a stored answer can be read back and compared. It needs float32: half precision ends at 65,504.
-NOTHING = -1e6
+from kdsec.errors import check_number
+from kdsec.logits import NOTHING, as_logits, keep_largest
 
 
 class Stingy(nn.Module):
@@ -24,10 +19,10 @@ class Stingy(nn.Module):
     largest}
 
     Probabilities, not logits, become zero: the authors' code sets the other logits to minus infinity. One
-    kept logit is a hard label, all of them the teacher itself; if the answers mislead, then in between.
+    kept logit is a hard label, all of them the teacher itself.
 
     Args:
-        teacher: images to logits; put into eval mode here.
+        teacher: images to logits; left in the mode it is in.
         keep: k, in 1..K; the authors keep 2 of 10 classes, 10 of 100, 20 of 200.
 
     Raises:
@@ -36,27 +31,15 @@ class Stingy(nn.Module):
 
     def __init__(self, teacher: nn.Module, keep: int) -> None:
         super().__init__()
-        if keep < 1:
-            raise KdsecError(f"keep={keep} must be 1 or more; 1 answers with the decision alone")
+        check_number("keep", keep, least=1, whole=True)
         self.teacher = teacher
         self.keep = keep
-        self.eval()
+        self.training = teacher.training
 
     def extra_repr(self) -> str:
         return f"keep={self.keep}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, K)``, float32, of which ``keep`` are the teacher's and the others ``NOTHING``."""
-        return keep_largest(self.teacher(images).float(), self.keep, NOTHING)
-
-
-def keep_largest(logits: Tensor, keep: int, fill: float = -torch.inf) -> Tensor:
-    """The ``keep`` largest logits of each row where they are, ``fill`` everywhere else.
-
-    Raises:
-        KdsecError: ``keep`` is not between 1 and the number of classes.
-    """
-    if not 1 <= keep <= logits.shape[1]:
-        raise KdsecError(f"keep={keep} of {logits.shape[1]} logits; choose 1 to {logits.shape[1]}")
-    values, where = logits.topk(keep, dim=1)
-    return torch.full_like(logits, fill).scatter(1, where, values)
+        logits = as_logits(self.teacher(images), len(images)).float()
+        return keep_largest(logits, self.keep, NOTHING)

@@ -1,8 +1,7 @@
-"""Purifiers that need no training: fewer grey levels, a median, a blur, JPEG, noise.
+"""Purifiers without training: fewer grey levels, a median, a blur, JPEG, noise.
 
-Cheap to try, and broken long ago: Athalye et al. 2018 (arXiv 1802.00420) for input transformations, He et al.
-2017 (arXiv 1706.04701) for feature squeezing. Each is a network without weights, images in, images of the
-same shape out, all in [0, 1].
+Each maps images (N, C, H, W) in [0, 1] to images of the same shape. All are broken by adaptive attacks: input
+transformations by Athalye et al. 2018 (arXiv 1802.00420), feature squeezing by He et al. 2017 (1706.04701).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from kdsec.errors import KdsecError
 
-# ITU-T T.81 (the JPEG standard), table K.1: how coarsely a frequency of an 8x8 block is kept at quality 50.
+# ITU-T T.81 (the JPEG standard), table K.1: step size of each frequency of an 8x8 block at quality 50.
 LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -31,7 +30,7 @@ LUMINANCE = (
 class BitDepth(nn.Module):
     """Feature squeezing, the first half (Xu et al. 2018, arXiv 1704.01155): round to ``2 ** bits`` levels.
 
-    The gradient of a rounding is zero everywhere: attack it through ``PassThrough``.
+    The gradient of a rounding is zero everywhere: attack it through ``BPDA``.
     """
 
     def __init__(self, bits: int) -> None:
@@ -49,20 +48,20 @@ class BitDepth(nn.Module):
 
 
 class Median(nn.Module):
-    """Feature squeezing, the second half: each pixel becomes the median of a square around it."""
+    """Feature squeezing, the second half: each pixel becomes the lower median of a square around it."""
 
     def __init__(self, size: int = 3) -> None:
         super().__init__()
-        if size < 1 or size % 2 == 0:
-            raise KdsecError(f"size={size}; choose an odd number, 3 is common")
+        if size < 1:
+            raise KdsecError(f"size={size}; choose 1 or more pixels, 2 and 3 are common")
         self.size = size
 
     def extra_repr(self) -> str:
         return f"size={self.size}"
 
     def forward(self, images: Tensor) -> Tensor:
-        half = self.size // 2
-        padded = F.pad(images, (half, half, half, half), mode="replicate")
+        before, after = (self.size - 1) // 2, self.size // 2
+        padded = F.pad(images, (before, after, before, after), mode="replicate")
         squares = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
         return squares.flatten(4).median(4).values
 
@@ -97,8 +96,8 @@ class Blur(nn.Module):
 class JPEG(nn.Module):
     """The lossy step of JPEG: cosine transform of 8x8 blocks, frequencies rounded by the standard's table.
 
-    What is left out of the real format costs no information (its coding) or treats colours differently: every
-    channel is taken as if it were brightness. Its gradient is zero: attack it through ``PassThrough``.
+    Left out: the lossless coding, and the conversion of colours (every channel is treated as brightness). The
+    gradient is zero: attack it through ``BPDA``.
 
     Args:
         quality: 1 to 100, scaled as the common encoders do; 75 is their default.
@@ -134,7 +133,7 @@ class JPEG(nn.Module):
 
 
 class RandomNoise(nn.Module):
-    """Gaussian noise, other at every call: a random defence, to be attacked through ``Averaged``.
+    """Gaussian noise, drawn again in every call: a random defence, to be attacked through ``EOT``.
 
     Args:
         sigma: standard deviation in pixels of [0, 1], above 0.

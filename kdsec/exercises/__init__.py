@@ -1,17 +1,17 @@
-"""Exercises that check themselves: one module a chapter, one function an exercise.
+"""Checks of exercises: one module per chapter, one function per exercise.
 
-A notebook leaves an ``answer`` empty, or a function to complete, and hands it to its check, which prints one
-line and never raises:
+The reader of a notebook fills in an ``answer`` or completes a function. The check prints one line and never
+raises:
 
 * ``not answered yet``, so that an untouched notebook runs from top to bottom;
 * ``right: ...`` and why it matters;
-* ``not yet: ...`` and what is off. Whoever makes a typical mistake is told which one.
+* ``not yet: ...`` and what is wrong, by name for a typical mistake.
 
 >>> from kdsec.exercises import opening as check
 >>> check.temperature(None)
 not answered yet
 
-What is right is computed, by the package or from the records that come with the book, wherever it can be.
+Right answers are computed, by the package or from the book's records, wherever they can be.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 
 class Off(Exception):
-    """An answer that is not right; the message is the hint."""
+    """The answer is wrong; the message is the hint."""
 
 
 class Unanswered(Exception):
@@ -33,7 +33,7 @@ class Unanswered(Exception):
 
 
 def exercise(judge: Callable[..., str]) -> Callable[..., None]:
-    """Make a check of ``judge(answer, ...)``, which says why a right answer matters, and raises otherwise."""
+    """A check from ``judge(answer, ...)``, which returns why a right answer matters and else raises Off."""
 
     @functools.wraps(judge)
     def check(answer: Any, *facts: Any) -> None:
@@ -56,12 +56,12 @@ def _empty(answer: Any) -> bool:
 
 
 def off(hint: str) -> NoReturn:
-    """Say what is off."""
+    """Refuse the answer with a hint."""
     raise Off(hint)
 
 
 def number(answer: Any) -> float:
-    """The answer as a float; a tensor or array of one number will do."""
+    """The answer as a float; a tensor or array of one number counts."""
     try:
         return float(answer)
     except (TypeError, ValueError, RuntimeError):
@@ -75,7 +75,7 @@ def choice(answer: Any, options: Iterable[str]) -> str:
 
 
 def ask(function: Any, *arguments: Any) -> Any:
-    """What the reader's function says; an exception in it is a hint, no traceback."""
+    """Result of the reader's function; an exception in it becomes a hint."""
     if not callable(function):
         off(f"give the function itself, not {_short(function)}")
     try:
@@ -104,12 +104,12 @@ def tensor(answer: Any, shape: Iterable[int]) -> Tensor:
 def compare(
     found: Any, right: Any, slips: Iterable[tuple[Any, str]], otherwise: str, atol: float = 1e-4
 ) -> None:
-    """Is it what is right? If not, whose mistake is it?
+    """Refuse an answer that is not ``right``, with the hint for its mistake.
 
     Args:
         found, right: numbers or tensors of one shape.
-        slips: what a reader with a certain mistake would have found, and the hint for that mistake.
-        otherwise: the hint for everybody else.
+        slips: results of typical mistakes, each with its hint.
+        otherwise: the hint for any other mistake.
         atol: the largest difference that counts as none.
     """
     if _close(found, right, atol):

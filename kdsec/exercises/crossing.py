@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdsec.chapters import settings
+from kdsec.config import settings
 from kdsec.exercises import ask, compare, exercise, number, off, tensor
 from kdsec.report.records import recorded
 
@@ -37,17 +37,17 @@ def price(answer: Any) -> str:
     """``answer(frame, arm)``: points that a teacher costs its owner, and takes from its best thief."""
     frame, at = recorded("crossing", "quick"), settings("crossing", "quick")
     tested = frame[frame["metric"] == "test accuracy"]
-    level = 100 * tested.groupby(["arm", "setting", "model"])["value"].mean()
+    level = 100 * tested.groupby(["arm", "setting"])["value"].mean()
 
-    def lost(arm: str, setting: str, model: str) -> float:
-        return level["normal", setting, model] - level[arm, setting, model]
+    def lost(arm: str, setting: str) -> float:
+        return level["normal", setting] - level[arm, setting]
 
     for arm in at.teachers:
         found = ask(answer, frame, arm)
         if not isinstance(found, tuple | list) or len(found) != 2:
             off("return two numbers, what the teacher costs and what it takes")
-        cost, taken = lost(arm, "", at.teacher), lost(arm, "thief=best", at.student)
-        trusting = lost(arm, "thief=soft labels", at.student)
+        cost, taken = lost(arm, ""), lost(arm, "thief=best")
+        trusting = lost(arm, "thief=soft labels")
         slips = [
             ((taken, cost), "first what it costs, then what it takes"),
             ((cost / 100, taken / 100), "in points, please: 100 times as much"),
@@ -68,7 +68,7 @@ def trigger(answer: Any) -> str:
     before = images.clone()
     found = tensor(ask(answer, images, side, torch.Generator().manual_seed(1)), images.shape)
     if not torch.equal(images, before):
-        off("the originals have changed: the purifier shall give them back, so work on a copy")
+        off("the originals have changed: the purifier should give them back, so work on a copy")
     changed = found != 2
     if not changed.any():
         off("nothing has changed")
@@ -79,7 +79,7 @@ def trigger(answer: Any) -> str:
     if None in found_at:
         off(f"every image should have one full square of {side} by {side} pixels, inside the picture")
     if len(corners) < 9:
-        off("the squares stand in too few places: the owner does not know where the trigger will be")
+        off("the squares are in too few places: the owner does not know where the trigger will be")
     if {row for row, _ in corners} != set(range(8 - side + 1)):
         off("some rows never begin a square: the first can be 0, the last is where it just fits")
     if found[changed].unique().numel() < 64 * side:

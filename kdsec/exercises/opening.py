@@ -22,7 +22,7 @@ def yardstick(answer: Any, reported: Mapping[str, float]) -> str:
     slips = [
         (
             before - fooled,
-            "that is what one thief loses, who goes on trusting soft labels; the best does not",
+            "that is what one thief loses, the one that still trusts soft labels; the best does not",
         ),
         (before, "do not count from zero: what does the best thief still have?"),
         (

@@ -49,7 +49,7 @@ def step(answer: Any) -> str:
 
     up = gradient.sign()
     slips = [
-        (stepped(-up * free).clamp(0, 1), "the wrong way: the probability of the target shall rise"),
+        (stepped(-up * free).clamp(0, 1), "the wrong way: the probability of the target should rise"),
         (stepped(up).clamp(0, 1), "the trigger's own pixels have moved; at test time they will not"),
         (stepped(up * free, z).clamp(0, 1), "the budget is around `stamped`: many small steps go far"),
         (stepped(up * free), "some pixels leave [0, 1], and no image can be stored so"),

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn.functional import one_hot
 
-from kdsec.defenses.reversed_maximization import reverse
 from kdsec.exercises import ask, compare, exercise, number, off, tensor
+from kdsec.logits import reverse
 
 
 @exercise
@@ -66,4 +66,4 @@ def undo(answer: Any) -> str:
     hint = "change the negatives' signs, then add one number to all of them: their sum of exp(z/τ) must stay"
     wrong = [((each / tau).softmax(1), text) for each, text in slips]
     compare((found / tau).softmax(1), (honest / tau).softmax(1), wrong, hint, 1e-3)
-    return "an exact reversal gives everything back to whoever knows it: hidden, not gone"
+    return "an exact reversal gives everything back to an attacker who knows it: hidden, not gone"

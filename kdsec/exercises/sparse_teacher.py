@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from kdsec.defenses.sparse_teacher import exponential_predictive_divergence as epd
-from kdsec.defenses.stingy import keep_largest
 from kdsec.exercises import ask, choice, compare, exercise, number, off, tensor
+from kdsec.logits import keep_largest
 from kdsec.report import summary
 from kdsec.report.records import recorded
 
 ROBUST = {
     "supported": "easier to fool",
-    "not supported": "harder to fool",
+    "contradicted": "harder to fool",
     "undecided": "neither, beyond doubt",
 }
 

@@ -1,4 +1,4 @@
-"""Nets by name. Every one takes float images in [0, 1] and normalises them itself.
+"""Networks by name, and other people's networks as teachers: float images in [0, 1] in, logits out.
 
 >>> from kdsec import models
 >>> teacher = models.build("resnet20", 10, (3, 32, 32), mean=[0.49] * 3, std=[0.25] * 3, seed=0)
@@ -12,16 +12,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdsec.errors import KdsecError, choose
+from kdsec.errors import KdsecError, check_choice
 from kdsec.models.autoencoder import Autoencoder
 from kdsec.models.base import Body, Classifier, Normalize, Shape, count_parameters, seeded
+from kdsec.models.fast import airbench, whiten
 from kdsec.models.imagenet import imagenet, imagenet_names
 from kdsec.models.mobile import mobilenetv2, shufflenetv2
 from kdsec.models.plain import cnn, digits_cnn, digits_mlp, vgg
 from kdsec.models.preact import resnetc, wide_resnet
+from kdsec.models.residual_purifier import ResidualPurifier
 from kdsec.models.resnet import cifar_resnet, resnet, resnext29
+from kdsec.models.wrapping import wrap
 
 __all__ = [
     "Autoencoder",
@@ -34,12 +37,14 @@ __all__ = [
     "imagenet",
     "imagenet_names",
     "names",
+    "whiten",
+    "wrap",
 ]
 
 
 class _Net(NamedTuple):
     make: Callable[[int, Shape], Body]
-    smallest: int  # height and width below which the last stage would have nothing to look at
+    smallest: int  # height and width below which the last stage would be empty
 
 
 _NETS = {
@@ -49,6 +54,9 @@ _NETS = {
     "digits-mlp": _Net(digits_mlp, 1),
     "cnn": _Net(cnn, 8),
     "cnn-small": _Net(partial(cnn, widths=(16, 32, 64)), 8),
+    "airbench-64": _Net(partial(airbench, widths=(64, 256, 256)), 9),
+    "airbench-32": _Net(partial(airbench, widths=(32, 128, 128)), 9),
+    "airbench-16": _Net(partial(airbench, widths=(16, 64, 64)), 9),
     "resnet8": _Net(partial(cifar_resnet, depth=8), 8),
     "resnet20": _Net(partial(cifar_resnet, depth=20), 8),
     "resnet32": _Net(partial(cifar_resnet, depth=32), 8),
@@ -67,7 +75,11 @@ _NETS = {
     "vgg11": _Net(partial(vgg, depth=11), 32),
     "vgg16": _Net(partial(vgg, depth=16), 32),
 }
-_AUTOENCODERS = {"autoencoder": (32, 64, 64), "autoencoder-small": (16, 32, 32)}
+_PURIFIERS: dict[str, Callable[[int], nn.Module]] = {
+    "autoencoder": partial(Autoencoder, widths=(32, 64, 64)),
+    "autoencoder-small": partial(Autoencoder, widths=(16, 32, 32)),
+    "residual-purifier": partial(ResidualPurifier, width=24),
+}
 
 
 def names() -> tuple[str, ...]:
@@ -77,7 +89,7 @@ def names() -> tuple[str, ...]:
 
 def autoencoder_names() -> tuple[str, ...]:
     """Return every name ``build_autoencoder`` knows."""
-    return tuple(_AUTOENCODERS)
+    return tuple(_PURIFIERS)
 
 
 def build(
@@ -95,18 +107,16 @@ def build(
         name: one of ``names()``.
         num_classes: at least 2.
         shape: (C, H, W) of one image.
-        mean, std: per channel, of pixels in [0, 1], kept as buffers in the first layer; None leaves
-            the
-            pixels as they are.
-        seed: makes the initial weights a pure function of it, and leaves the global generator
-            alone. The
-            net is then made on the CPU. None draws from the global generator.
+        mean, std: per channel, of pixels in [0, 1], kept as buffers in the first layer; None: no
+            normalisation.
+        seed: of the initial weights; the net is then made on the CPU and the global generator stays as it is.
+            None draws from the global generator.
 
     Raises:
         KdsecError: unknown name, fewer than two classes, an image too small for the net, or a
             normalisation that does not fit the channels.
     """
-    net = _NETS[choose("model", name, names())]
+    net = _NETS[check_choice("model", name, names())]
     if num_classes < 2:
         raise KdsecError(f"a classifier needs at least 2 classes, got {num_classes}")
     channels, height, width = size = _checked(shape)
@@ -120,25 +130,26 @@ def build(
         return Classifier(Normalize(channels, mean, std), *net.make(num_classes, size))
 
 
-def build_autoencoder(name: str, shape: Sequence[int], *, seed: int | None = None) -> Autoencoder:
+def build_autoencoder(name: str, shape: Sequence[int], *, seed: int | None = None) -> nn.Module:
     """Build a purifier: float images (N, C, H, W) in [0, 1] to images of the same shape in [0, 1].
 
     Args:
-        name: one of ``autoencoder_names()``: a teacher and a student of half the width.
-        shape: (C, H, W) of one image, H and W divisible by 4.
+        name: one of ``autoencoder_names()``: a teacher, a student of half the width, and the purifier without
+            a bottleneck.
+        shape: (C, H, W) of one image; of an autoencoder H and W divisible by 4.
         seed: as in ``build``.
 
     Raises:
         KdsecError: unknown name, or a height or width that is not a multiple of 4.
     """
-    widths = _AUTOENCODERS[choose("autoencoder", name, autoencoder_names())]
+    make = _PURIFIERS[check_choice("autoencoder", name, autoencoder_names())]
     channels, height, width = _checked(shape)
-    if height % 4 or width % 4:
+    if name.startswith("autoencoder") and (height % 4 or width % 4):
         raise KdsecError(
             f"{name!r} needs a height and width divisible by 4, got {height}x{width}; pad the images"
         )
     with seeded(seed):
-        return Autoencoder(channels, widths)
+        return make(channels)
 
 
 def _checked(shape: Sequence[int]) -> Shape:

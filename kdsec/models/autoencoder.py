@@ -1,9 +1,8 @@
 """Convolutional autoencoders, images in and images out: the purifiers of the purification chapter.
 
 The shape follows the abstract of Koo, Chae and Lee 2023 (doi:10.3390/app132011313), which names a
-convolutional autoencoder and gives no layers; widths and depth are this package's choice. No skip
-connection: everything the output shows has been through the bottleneck, a quarter of the image's
-    height and width.
+convolutional autoencoder and gives no layers; widths and depth are this package's choice. There is no skip
+connection: all information passes the bottleneck, a quarter of the image's height and width.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Autoencoder(nn.Module):
             conv_bn(first, second, stride=2),
             conv_bn(second, third, stride=2),
         )
-        # Enlarge, then convolve: a transposed convolution would leave a checkerboard in the image.
+        # Upsampling and a convolution: a transposed convolution would leave a checkerboard pattern.
         self.decoder = nn.Sequential(
             nn.Upsample(scale_factor=2),
             conv_bn(third, second),

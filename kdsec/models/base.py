@@ -1,10 +1,11 @@
-"""What every classification net shares: normalisation inside, stages, a head."""
+"""The parts that all classifiers share: normalisation inside, stages, a head."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ Body = tuple[list[nn.Module], nn.Module]  # the stages and the head a net is mad
 class Normalize(nn.Module):
     """The first layer of every net: ``(images - mean) / std``, channel by channel.
 
-    Because it is part of the model, whoever attacks the model works in pixels: an ``eps`` of 8/255
-    means 8/255 of the range of a pixel, whatever the data set's mean and standard deviation.
+    It is part of the model, so every attack works in pixels: an ``eps`` of 8/255 is 8/255 of a pixel's range,
+    for every data set.
 
     Args:
         channels: number of image channels, C.
@@ -73,9 +74,8 @@ class Classifier(nn.Module):
 
     Args:
         normalize: the first layer.
-        stages: the parts of the body, in order. Each one's output is worth looking at: it is what
-            attention transfer matches and what transfer learning freezes.
-        head: maps the last stage's output to logits. Replace it to teach the body new classes.
+        stages: the parts of the body, in order. Attention transfer matches their outputs.
+        head: maps the last stage's output to logits.
     """
 
     def __init__(self, normalize: nn.Module, stages: Sequence[nn.Module], head: nn.Module) -> None:
@@ -90,11 +90,9 @@ class Classifier(nn.Module):
         return logits
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return the output of every stage, first to last, each (N, channels, height, width).
+        """Return the output of every stage, first to last, each (N, C, H, W), or (N, width) in a perceptron.
 
-        (A multi-layer perceptron's are (N, width).) ``model.head(model.features(images)[-1])``
-        equals ``model(images)``, so a loss that needs both features and logits pays for one pass
-        only.
+        ``model.head(model.features(images)[-1])`` equals ``model(images)``.
         """
         outputs = [self.normalize(images)]
         for stage in self.stages:
@@ -102,8 +100,25 @@ class Classifier(nn.Module):
         return outputs[1:]
 
 
+def check_stages(model: Any, purpose: str) -> None:
+    """Refuse a network whose stages cannot be read: it needs ``features(images) -> list`` and ``head``.
+
+    Raises:
+        KdsecError: says what to give instead.
+    """
+    features = getattr(model, "features", None)
+    if isinstance(features, nn.Module) or not callable(features) or not hasattr(model, "head"):
+        hint = (
+            "give its .module" if isinstance(model, nn.DataParallel) else "build one with kdsec.models.build"
+        )
+        raise KdsecError(
+            f"{purpose} must be a kdsec Classifier, or have features(images) -> list of stages and a head; "
+            f"this {type(model).__name__} has not: {hint}"
+        )
+
+
 def count_parameters(model: nn.Module) -> int:
-    """Return how many numbers an optimiser would learn; buffers do not count."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

@@ -1,7 +1,7 @@
-"""The few building blocks the nets are made of.
+"""Building blocks of the networks.
 
-No ReLU works in place: ``Classifier.features`` hands out stage outputs, and attacks hook layers, so
-a tensor that somebody holds must never change under them.
+No ReLU works in place: ``Classifier.features`` returns stage outputs and attacks hook layers, and these
+tensors must not change afterwards.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ def conv_bn(
 ) -> nn.Sequential:
     """Convolution, batch normalisation and, unless ``act`` is None, an activation.
 
-    ``padding`` defaults to half the kernel, which keeps the size at stride 1. A ``bias`` in front
-    of batch normalisation changes nothing but the parameter count; some nets have it for that
-    reason.
+    ``padding`` defaults to half the kernel, which keeps the size at stride 1. A ``bias`` before batch
+    normalisation changes only the parameter count; some nets have it to match published counts.
     """
     half = kernel // 2 if padding is None else padding
     layers: list[nn.Module] = [
@@ -49,7 +48,7 @@ class Residual(nn.Module):
         self.act = nn.Identity() if act is None else act
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to whatever branch and shortcut agree on."""
+        """Map (N, C, H, W) to the sum of branch and shortcut."""
         total: Tensor = self.act(self.branch(x) + self.shortcut(x))
         return total
 

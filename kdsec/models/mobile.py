@@ -1,7 +1,7 @@
-"""Nets for phones, the usual students on CIFAR-100: MobileNetV2 and ShuffleNetV2.
+"""MobileNetV2 and ShuffleNetV2, the usual students on CIFAR-100.
 
 Both follow weiaicunzai/pytorch-cifar100, which the Nasty and Adversarial Sparse Teacher code uses,
-biases in front of batch normalisation included, so that parameter counts agree.
+biases before batch normalisation included, so that parameter counts agree.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def digits_cnn(num_classes: int, shape: Shape, *, widths: tuple[int, int, int]) 
 
 
 def digits_mlp(num_classes: int, shape: Shape) -> Body:
-    """Two hidden layers of 64 on the flattened image: a student, or a thief, without geometry."""
+    """Two hidden layers of 64 on the flattened image: a student that ignores geometry."""
     channels, height, width = shape
     stages: list[nn.Module] = [
         nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 64), nn.ReLU()),

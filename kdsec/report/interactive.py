@@ -1,10 +1,8 @@
-"""Figures that answer: a still picture, and a script that brings it to life where scripts run.
+"""Interactive figures: a still picture, and a script that adds sliders or values under the pointer.
 
-Each function here returns a ``Live`` object, for the last line of a notebook's cell. It offers the notebook
-two forms of itself. Pages and notebooks show the HTML: the picture, the data as JSON, and a script that
-builds sliders or cells from them; it asks no server and no other host. Where no script runs the picture
-stays. Formats without HTML (LaTeX, and through it PDF) take the picture itself. The scripts and the style
-are plain files in ``live/`` beside this module.
+Each function returns a ``Live`` object for the last line of a notebook's cell. Pages and notebooks show its
+HTML: the picture, the data as JSON, and a script from ``live/``, which loads nothing from any server. Where
+no script runs the picture stays. Formats without HTML (LaTeX, PDF) take the picture.
 """
 
 from __future__ import annotations
@@ -32,12 +30,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Stops of the temperature slider: about equal steps of its logarithm, and each a number one can say.
+# Stops of the temperature slider: round numbers, about equal steps of the logarithm.
 TEMPERATURES = (
     *(0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 1.8, 2, 2.3, 2.6, 3, 3.5),
     *(4, 4.5, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20),
 )
-# The page's builder puts the figure's own text in the place of this one, see ``book/build.py``.
+# Alternative text of the picture; ``book/build.py`` replaces it by that of the figure's cell.
 STILL = "The figure as a still picture"
 
 
@@ -45,9 +43,9 @@ class Live:
     """A still picture and its live form, for display in a notebook.
 
     Args:
-        kind: which script, by its file in ``live/``.
-        data: what the script is given; numbers, text, lists and mappings.
-        still: the picture. It is drawn and closed here, or the notebook would show it a second time.
+        kind: name of the script in ``live/``.
+        data: input of the script; numbers, text, lists and mappings.
+        still: the picture. It is drawn and closed here, or the notebook would show it twice.
     """
 
     def __init__(self, kind: str, data: Mapping[str, Any], still: Figure) -> None:
@@ -61,14 +59,14 @@ class Live:
         plt.close(still)
 
     def __repr__(self) -> str:
-        return self._text  # that of the figure: a stored notebook knows figures by it
+        return self._text  # that of the figure, as stored notebooks have it
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {"text/html": self.html(), "image/png": self.still, "text/plain": self._text}
 
     def html(self) -> str:
-        """The live form, complete in itself."""
-        # No tag can end the element too early when the data hold no "<".
+        """The figure as a self-contained piece of HTML."""
+        # Without a "<" in the data, no tag in them can end the element early.
         data = json.dumps(self.data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
         script = "\n".join(_asset(name) for name in ("live.js", f"{self.kind}.js"))
         return (
@@ -90,22 +88,22 @@ def probability_explorer(
     temperature: float = 1.0,
     keep: int | None = None,
 ) -> Live:
-    """Probabilities of real images, with sliders for the temperature and for how many classes are kept.
+    """Probabilities of real images, with sliders for the temperature and the number of classes kept.
 
-    What the bars show is ``softmax(z / tau)`` of the ``keep`` largest logits, zero for the others.
+    The bars show ``softmax(z / tau)`` of the ``keep`` largest logits, zero for the others.
 
     Args:
-        logits: ``(n, K)``, or such by name of the network; each gets its arm's colour.
-        images: ``(n, C, H, W)``, bytes or [0, 1]; the reader chooses among them.
+        logits: ``(n, K)``, or a mapping of a network's name to them; each gets its arm's colour.
+        images: ``(n, C, H, W)``, bytes or [0, 1], to choose from.
         labels: ``(n,)``.
         classes: the K class names.
-        still: what is shown where no script runs.
-        temperature: where its slider begins.
-        keep: where the slider of kept classes begins; all if not given.
+        still: the picture where no script runs.
+        temperature: first position of its slider.
+        keep: first position of the slider of kept classes; all if not given.
 
     Raises:
-        KdsecError: no logits, or not one row an image and one column a class, or not finite; a temperature
-            that is not positive, a ``keep`` or label that is no class.
+        KdsecError: logits that are missing, of another shape or not finite; a temperature that is not
+            positive; a ``keep`` or a label outside the classes.
     """
     named = dict(logits) if isinstance(logits, Mapping) else {"teacher": logits}
     count = len(classes)
@@ -138,15 +136,13 @@ def probability_explorer(
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """One heat map of a figure, as ``seaborn.heatmap`` draws it, and the recorded rows behind its cells.
+    """One heat map of a figure, as ``seaborn.heatmap`` draws it, and the recorded rows of its cells.
 
     Attributes:
-        ax: where it is drawn.
-        frame: rows with the columns ``seed`` and ``value`` (a share), one a seed and cell.
-        row: the column whose values run down the map.
-        column: the column whose values run across it.
-        rows: these values from top to bottom; sorted, as ``pivot_table`` does, if not given.
-        columns: those from left to right.
+        ax: its axes.
+        frame: rows with the columns ``seed`` and ``value`` (a share), one per seed and cell.
+        row, column: the columns of ``frame`` whose values name the map's rows and columns.
+        rows, columns: these values as drawn, from top and from left; sorted if not given.
     """
 
     ax: Axes
@@ -158,20 +154,41 @@ class Grid:
 
 
 def hover_heatmap(still: Figure, *grids: Grid) -> Live:
-    """A figure of heat maps whose cells say, when pointed at, their mean, spread and every seed's value.
+    """Heat maps whose cells show mean, spread and every seed's value under the pointer.
 
     Raises:
-        KdsecError: a map has another number of rows or columns than names, or a cell two rows of one seed.
+        KdsecError: a map has more or fewer rows or columns than names, or a cell two rows of one seed.
     """
-    still.canvas.draw()  # the layout is decided when a figure is drawn
+    still.canvas.draw()  # drawing fixes the layout
     cells = [cell for grid in grids for cell in _cells(still, grid)]
     if not cells:
         raise KdsecError("no recorded row belongs to a cell of the heat map; check rows and columns")
     return Live("heatmap", {"cells": cells}, still)
 
 
+def knows_switch(still: Figure, groups: Mapping[str, Mapping[str, tuple[float, float]]], note: str) -> Live:
+    """A switch between an attacker who does not know the defences and one who does.
+
+    Args:
+        still: the picture where no script runs.
+        groups: by heading, what the attacker gets (shares) by defence, without and with that knowledge.
+        note: what the numbers are of.
+
+    Raises:
+        KdsecError: there are no numbers, or one is not a share.
+    """
+    found = [
+        {"name": name, "rows": [{"name": row, "off": off, "on": on} for row, (off, on) in rows.items()]}
+        for name, rows in groups.items()
+    ]
+    values = [each for rows in groups.values() for both in rows.values() for each in both]
+    if not values or not all(0 <= each <= 1 for each in values):
+        raise KdsecError(f"what an attacker gets must be shares in [0, 1], here are {values}")
+    return Live("knows", {"groups": found, "note": note}, still)
+
+
 def _cells(figure: Figure, grid: Grid) -> list[dict[str, Any]]:
-    """Place, name and words of every cell that has rows."""
+    """Position, name and text of every cell that has rows."""
     frame = grid.frame.dropna(subset=[grid.row, grid.column])
     down = sorted(frame[grid.row].unique()) if grid.rows is None else list(grid.rows)
     across = sorted(frame[grid.column].unique()) if grid.columns is None else list(grid.columns)
@@ -197,7 +214,7 @@ def _cells(figure: Figure, grid: Grid) -> list[dict[str, Any]]:
 
 
 def _says(shares: pd.Series) -> str:
-    """Mean, spread and seeds of a cell in words, in per cent."""
+    """Mean, spread and seeds of a cell as text, in percent."""
     values = 100 * shares
     if len(values) == 1:
         return f"{values.iloc[0]:.1f} %, one seed"
@@ -227,18 +244,18 @@ def check_labels(labels: Tensor, images: int, classes: int) -> None:
 
 
 def ink(arm: str) -> str:
-    """The arm's colour; black is the page's own, which in the dark is a light one."""
+    """The arm's colour; black becomes the text colour of the page, which is light in dark mode."""
     found = plots.colour(arm)
     return "currentColor" if found == plots.BLACK else found
 
 
 def _digits(value: float) -> float:
-    """As many digits as float32 has."""
+    """Rounded to the digits that float32 has."""
     return float(f"{value:.7g}")
 
 
 def picture(image: Tensor) -> str:
-    """A small picture ``(C, H, W)`` as an address that carries it; grey ones as ink on paper."""
+    """An image ``(C, H, W)`` as a data address; grey images dark on light."""
     from matplotlib.image import imsave
 
     pixels = to_float(image).permute(1, 2, 0).clamp(0, 1).cpu().numpy()

@@ -1,12 +1,13 @@
-"""What a classifier's probabilities are like: how spread out, and how much they can be believed."""
+"""Measures of a classifier's probabilities: entropy, calibration, proper scores, selective risk."""
 
 from __future__ import annotations
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
-from kdsec.distill import check_temperature
 from kdsec.errors import KdsecError
+from kdsec.logits import check_temperature
 
 
 def mean_entropy(logits: Tensor, temperature: float = 1.0) -> float:
@@ -65,11 +66,39 @@ def brier_score(logits: Tensor, labels: Tensor) -> float:
 def selective_risk(logits: Tensor, labels: Tensor) -> float:
     """Area under the risk-coverage curve (Geifman et al. 2019, arXiv 1805.08206), from 0 to 1.
 
-    Answer only the most confident images and count the share of wrong answers among them: this is the mean of
-    that share over every possible number of answers. Low is good; a teacher whose confidence says nothing
-    about its errors has its plain error rate.
+    The share of wrong answers among the n most confident images, averaged over all n. A teacher whose
+    confidence says nothing about its errors has its error rate.
     """
     confidence, decision = logits.float().softmax(1).max(1)
     order = confidence.argsort(descending=True, stable=True)
     wrong = (decision != labels)[order].double().cumsum(0)
     return (wrong / torch.arange(1, len(wrong) + 1, device=wrong.device)).mean().item()
+
+
+def probability_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """What probabilities are worth to a customer: top-3 accuracy (5 of many classes), log loss, Brier, ..."""
+    count = 5 if logits.shape[1] > 20 else min(3, logits.shape[1])
+    return {
+        f"top-{count} accuracy": top_accuracy(logits, labels, count),
+        "log loss": negative_log_likelihood(logits, labels),
+        "Brier score": brier_score(logits, labels),
+        "calibration error": calibration_error(logits, labels),
+        "risk": selective_risk(logits, labels),
+    }
+
+
+def customer_cost(served: Tensor, honest: Tensor, labels: Tensor) -> dict[str, float]:
+    """What an honest customer loses by a protection of the answers; logits ``(N, K)``, labels ``(N,)``.
+
+    ``test accuracy`` and ``calibration error`` of the served answers, their mean ``L1 distance`` from the
+    honest ones (0 to 2), and the mean ``rank correlation`` of all classes (Spearman's; ties share a rank).
+    """
+    p, q = (each.double().softmax(1).cpu() for each in (served, honest))
+    ranks = [torch.from_numpy(rankdata(each.numpy(), axis=1)) for each in (p, q)]
+    first, second = (each - each.mean(1, keepdim=True) for each in ranks)
+    return {
+        "test accuracy": (served.argmax(1) == labels).float().mean().item(),
+        "L1 distance": (p - q).abs().sum(1).mean().item(),
+        "rank correlation": torch.cosine_similarity(first, second, dim=1).mean().item(),
+        "calibration error": calibration_error(served, labels),
+    }

@@ -1,7 +1,8 @@
-"""Figures: one colour per arm through the whole book, every seed visible, legible at phone width."""
+"""Figures with one colour per arm in the whole book, every seed visible, legible on a phone."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdsec.data.imageset import to_float
 from kdsec.report.records import expand
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 DPI = 110
 
-# Okabe and Ito's palette: told apart with any of the common kinds of colour blindness.
+# The palette of Okabe and Ito, which readers with the common kinds of colour blindness can tell apart.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
     "#000000",
     "#E69F00",
@@ -41,7 +43,7 @@ ARM_COLOURS = {
     "hard labels": GREEN,
     "labelled by hand": "#5A5A5A",
     "surrogate images": YELLOW,
-    # Teachers, which never stand beside the thieves above.
+    # Teachers, never in one figure with the attacks above.
     "normal": BLACK,
     "smoothed": "#B0B0B0",
     "nasty": RED,
@@ -67,7 +69,7 @@ ARM_COLOURS = {
     "end to end": PINK,
     "PGD-AT": RED,
     "TRADES": "#8C6D31",
-    # Who checks a student's answers.
+    # Detectors of adversarial images.
     "differentiators": BLUE,
     "not pruned": SKY,
     "random pruning": ORANGE,
@@ -84,8 +86,12 @@ ARM_COLOURS = {
 def use_style() -> None:
     """The book's matplotlib defaults. Call once at the top of a chapter."""
     import matplotlib as mpl
+    import matplotlib.pyplot as plt
     import seaborn as sns
 
+    # pyplot would draw every figure of a cell once for nobody, before the inline backend draws and shows it.
+    plt.switch_backend(mpl.get_backend())
+    plt.uninstall_repl_displayhook()
     sns.set_theme(context="notebook", style="ticks", font="DejaVu Sans")
     mpl.rcParams.update(
         {
@@ -99,14 +105,17 @@ def use_style() -> None:
             "axes.labelsize": 11,
             "legend.frameon": False,
             "legend.fontsize": 9.5,
-            "figure.facecolor": "white",  # also in dark mode, where the page puts figures on a light card
+            "figure.facecolor": "white",  # in dark mode too: the page shows figures on a light card
         }
     )
 
 
+SPARE = ("#7A5195", "#3B7C7A", "#A23B72", "#6B8E23", "#4B4E9B", "#B5651D", "#8A1C1C", "#2F6690")
+
+
 def colour(arm: str) -> str:
-    """The arm's colour; arms without one of their own share a neutral violet."""
-    return ARM_COLOURS.get(arm, "#7A5195")
+    """Colour of an arm, the same everywhere; of one that is not listed, a spare colour by its name."""
+    return ARM_COLOURS.get(arm) or SPARE[zlib.crc32(arm.encode()) % len(SPARE)]
 
 
 def arm_dots(
@@ -118,24 +127,21 @@ def arm_dots(
     setting: str = "",
     lines: Sequence[str] = (),
 ) -> None:
-    """One row per arm: each seed a dot, their mean a bar mark, and some arms drawn through as lines.
-
-    Dots, not bars from zero: the differences that matter are points of accuracy, and every seed is shown.
+    """One row per arm: a dot per seed, a mark at their mean, and lines at the means of some arms.
 
     Args:
         ax: where to draw.
-        frame: rows of one profile; live rows and recorded rows look the same.
+        frame: rows of one profile.
         arms: from top to bottom.
-        metric: whose value, a share in [0, 1], is shown in per cent.
-        setting: rows of exactly this setting, as recorded (``"labels=none"``).
-        lines: arms whose mean is drawn through the whole figure, as the level to compare with.
+        metric: a share in [0, 1], shown in percent.
+        setting: of the rows, exactly as recorded (``"labels=none"``).
+        lines: arms whose mean is a line through the figure.
     """
     chosen = frame[(frame["metric"] == metric) & (frame["setting"] == setting)]
     for row, arm in enumerate(arms):
         values = 100 * chosen.loc[chosen["arm"] == arm, "value"].to_numpy()
-        ax.scatter(
-            values, np.full(len(values), row), s=36, color=colour(arm), alpha=0.65, zorder=3, linewidths=0
-        )
+        dots: dict[str, Any] = {"s": 36, "color": colour(arm), "alpha": 0.65, "linewidths": 0}
+        ax.scatter(values, np.full(len(values), row), zorder=3, **dots)
         if len(values):
             ax.plot([values.mean()] * 2, [row - 0.32, row + 0.32], color=colour(arm), lw=3, zorder=4)
     for arm in lines:
@@ -157,15 +163,15 @@ def arm_curves(
     metric: str = "test accuracy",
     lines: Mapping[str, float] | None = None,
 ) -> None:
-    """Mean over seeds against a swept setting, with every seed as a dot.
+    """Mean over seeds as a function of one setting, with a dot per seed.
 
     Args:
         ax: where to draw; the horizontal axis is logarithmic.
         frame: rows of one profile.
-        arms: which curves.
-        x: name of the swept setting.
-        metric: whose value, a share in [0, 1], is shown in per cent.
-        lines: named levels (shares) drawn across, the teacher's accuracy for instance.
+        arms: one curve each.
+        x: the setting.
+        metric: a share in [0, 1], shown in percent.
+        lines: named levels (shares) across the figure, such as the teacher's accuracy.
     """
     wide = expand(frame[frame["metric"] == metric])
     wide = wide[wide[x].notna()] if x in wide else wide.iloc[:0]
@@ -193,13 +199,13 @@ def arm_curves(
 def soft_labels(
     images: Tensor, probabilities: Mapping[str, Tensor], classes: Sequence[str], columns: int = 4
 ) -> Figure:
-    """Pictures with the probabilities that a teacher gives them below, one group of bars per named softmax.
+    """Images with bars of their probabilities below, one group of bars per softmax.
 
     Args:
         images: ``(n, C, H, W)`` in [0, 1].
-        probabilities: name to ``(n, K)``, e.g. ``{"τ = 1": ..., "τ = 4": ...}``; arms get their own colour.
+        probabilities: name to ``(n, K)``, e.g. ``{"τ = 1": ..., "τ = 4": ...}``; arms have their own colour.
         classes: the K class names.
-        columns: pictures a row.
+        columns: images per row.
     """
     import matplotlib.pyplot as plt
 
@@ -212,10 +218,8 @@ def soft_labels(
     palette = [ARM_COLOURS.get(name) or next(others, BLACK) for name in probabilities]
     width = 0.8 / len(probabilities)
     for item in range(rows * columns):
-        picture, chart = (
-            axes[2 * (item // columns), item % columns],
-            axes[2 * (item // columns) + 1, item % columns],
-        )
+        row, column = divmod(item, columns)
+        picture, chart = axes[2 * row, column], axes[2 * row + 1, column]
         picture.axis("off")
         if item >= count:
             chart.axis("off")
@@ -229,14 +233,14 @@ def soft_labels(
         long = max(map(len, short)) > 2
         chart.set_xticks(range(len(classes)), short, rotation=90 if long else 0, fontsize=7.5)
         chart.set_ylim(0, 1)
-        chart.set_yticks([0, 0.5, 1], ["0", "½", "1"] if item % columns == 0 else [""] * 3, fontsize=8)
+        chart.set_yticks([0, 0.5, 1], ["0", "½", "1"] if column == 0 else [""] * 3, fontsize=8)
     handles, labels = axes[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
     return figure
 
 
 def class_matrix(ax: Axes, matrix: Tensor | np.ndarray, classes: Sequence[str], **options: Any) -> None:
-    """A K x K matrix of class against class, the diagonal left out; ``options`` go to ``seaborn.heatmap``."""
+    """A K x K matrix of classes without its diagonal; ``options`` go to ``seaborn.heatmap``."""
     import seaborn as sns
 
     values = torch.as_tensor(matrix).double().cpu().numpy().copy()
@@ -244,3 +248,35 @@ def class_matrix(ax: Axes, matrix: Tensor | np.ndarray, classes: Sequence[str], 
     looks = {"xticklabels": classes, "yticklabels": classes, "cmap": "cividis", "linewidths": 0.3}
     sns.heatmap(values, ax=ax, square=True, **(looks | options))
     ax.tick_params(labelsize=8.5, length=0)
+
+
+def picture(ax: Axes, image: Tensor) -> None:
+    """One image ``(C, H, W)``, bytes or floats in [0, 1], without ticks or frame."""
+    pixels = to_float(image).permute(1, 2, 0).cpu().numpy()
+    ax.imshow(pixels.squeeze(), cmap="gray_r", vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+def picture_rows(
+    rows: Mapping[str, Tensor], titles: Mapping[str, Sequence[str]] | None = None, width: float = 7.4
+) -> Figure:
+    """Rows of images with the row's name on the left.
+
+    Args:
+        rows: name to images ``(n, C, H, W)``, with one n for all.
+        titles: name of a row to the titles of its images.
+        width: of the figure, in inches.
+    """
+    import matplotlib.pyplot as plt
+
+    count = max(len(images) for images in rows.values())
+    side = width / (count + 1.2) + (0.25 if titles else 0)
+    figure, axes = plt.subplots(len(rows), count, figsize=(width, side * len(rows) + 0.2), squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for index, (ax, image) in enumerate(zip(line, images, strict=True)):
+            picture(ax, image)
+            if titles and name in titles:
+                ax.set_title(titles[name][index], fontsize=9)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    return figure

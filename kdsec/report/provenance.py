@@ -1,6 +1,6 @@
-"""Where a number comes from: code version, library versions, machine, data, settings.
+"""Provenance of a record: versions of code and libraries, machine, data, settings.
 
-Nothing here names a person, a host or a folder: records are published with the book.
+Records are published with the book, so nothing here names a person, a host or a folder.
 """
 
 from __future__ import annotations
@@ -31,23 +31,22 @@ def provenance(
     settings: Any,
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Describe the run that is ending, as a dictionary that JSON can hold.
+    """Provenance of a run that ends now, as a dictionary for JSON.
 
     Args:
         device: the torch device that trained.
         seconds: wall time of the whole run.
-        data: checksum of every data set that was used, by name.
-        settings: the chapter's frozen settings, overrides applied.
-        overrides: the settings that were not the profile's own.
+        data: checksum of every data set used, by name.
+        settings: of the chapter, overrides applied.
+        overrides: the settings that differ from the profile's.
 
     Returns:
-        ``recipe`` (what ``kdsec run`` compares to know whether the record is still what the code would
-        produce; None when the notebook was run by hand), ``date`` in UTC, ``seconds``, ``commit`` and
-        ``dirty`` of kdsec's own checkout (None outside one), ``versions``, ``machine``, ``data``,
-        ``settings`` and ``overrides``.
+        ``recipe`` (by which ``kdsec run`` sees whether the record is up to date; None for a notebook that
+        was run by hand), ``date`` in UTC, ``seconds``, ``commit`` and ``dirty`` of kdsec's checkout (None
+        outside one), ``versions``, ``machine``, ``data``, ``settings`` and ``overrides``.
 
     Raises:
-        KdsecError: a setting is of a kind that JSON cannot hold.
+        KdsecError: a setting is of a type that JSON does not have.
     """
     commit, dirty = commit_of(repository())
     return {
@@ -65,7 +64,7 @@ def provenance(
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, of kdsec and of the libraries that make its numbers; None for one not installed."""
+    """Versions of Python, kdsec and the libraries behind its numbers; None for one that is missing."""
     found: dict[str, str | None] = {"python": platform.python_version(), "kdsec": kdsec.__version__}
     for name in LIBRARIES:
         try:
@@ -76,7 +75,7 @@ def versions() -> dict[str, str | None]:
 
 
 def machine(device: Any) -> dict[str, Any]:
-    """The hardware, not the machine's name: ``device``, ``gpu`` (None on the CPU), ``cpu``, ``threads``."""
+    """The hardware: ``device``, ``gpu`` (None on the CPU), ``cpu``, ``threads``."""
     import torch
 
     kind = torch.device(device).type
@@ -89,23 +88,22 @@ def machine(device: Any) -> dict[str, Any]:
 
 
 def repository() -> pathlib.Path | None:
-    """The checkout this package is imported from (an editable install); None for an installed wheel."""
+    """The checkout that this package is imported from; None for an installed wheel."""
     root = PACKAGE.parent
     return root if (root / "pyproject.toml").is_file() else None
 
 
 def bundled(name: str) -> pathlib.Path | None:
-    """The folder ``name`` that comes with the package: in the checkout, or ``kdsec/_name`` in a wheel."""
+    """A folder that comes with the package: ``name`` in a checkout, ``kdsec/_name`` in a wheel."""
     root = repository()
     folder = root / name if root else PACKAGE / f"_{name}"
     return folder if folder.is_dir() else None
 
 
 def commit_of(root: pathlib.Path | None) -> tuple[str | None, bool | None]:
-    """Commit of the checkout at ``root``, and whether its code differs from that commit.
+    """Commit of the checkout at ``root``, and whether its code or notebooks differ from that commit.
 
-    Results do not count as a difference: they change with every run. (None, None) if ``root`` is not the top
-    of a git checkout: a parent folder's repository is somebody else's.
+    (None, None) if ``root`` is not the top of a git checkout: a repository above it is another project's.
     """
     if root is None:
         return None, None
@@ -117,8 +115,14 @@ def commit_of(root: pathlib.Path | None) -> tuple[str | None, bool | None]:
     return commit, None if commit is None or changes is None else bool(changes)
 
 
+def committed(path: str) -> str | None:
+    """Text of a file of kdsec's checkout at its current commit; None outside a checkout, or without one."""
+    root = repository()
+    return None if root is None or commit_of(root)[0] is None else _git(root, "show", f"HEAD:{path}")
+
+
 def _git(root: pathlib.Path, *arguments: str) -> str | None:
-    """Output of a git command, None if it fails. In a git hook GIT_DIR names another repository: drop it."""
+    """Output of a git command; None if it fails. GIT_DIR, which git sets in hooks, is ignored."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         done = subprocess.run(
@@ -146,7 +150,7 @@ def _cpu() -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Only what JSON knows. Paths are refused rather than written down: they name a user's folders."""
+    """A value in the types of JSON. Paths are refused: they name a user's folders."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):

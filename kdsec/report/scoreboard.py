@@ -1,129 +1,101 @@
-"""The page of the book that says which claims held up: a table of verdicts with a small picture of each."""
+"""The scoreboard: the page of all claims, and how many have which verdict."""
 
 from __future__ import annotations
 
 import html
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from kdsec.chapters import CHAPTERS, PROFILES
-from kdsec.report import claims
-from kdsec.report.claims import NOT_RUN, Judgement
-from kdsec.report.tables import MARKS, badge, cell, recorded
+from kdsec.config import CHAPTERS, PROFILES
+from kdsec.report import claims, tables, verdicts
+from kdsec.report.verdicts import NOT_RUN, ClaimResult
 
-WIDTH, HEIGHT = 92, 16  # pixels of the small picture
-
-Boards = Mapping[str, Sequence[Judgement]]
+KINDS = {False: "claims of the paper", True: "questions of ours"}
+Boards = Mapping[str, Sequence[ClaimResult]]
 
 
 def read(folder: object = None) -> Boards:
-    """Every claim at every profile, by the records in ``folder``; by those of the book if not given."""
-    return {profile: claims.scoreboard(profile, folder=folder) for profile in PROFILES}
+    """Every claim at every profile, by the records in ``folder`` or those of the book."""
+    return {profile: verdicts.scoreboard(profile, folder=folder) for profile in PROFILES}
 
 
 def page(boards: Boards) -> str:
-    """The scoreboard in Markdown: for every chapter a table, a row a claim, a column a profile."""
-    # A profile at which nothing was recorded has no column; its name stands under the tables.
+    """The page's tables in Markdown, two per chapter."""
     absent = [name for name in PROFILES if all(each.verdict == NOT_RUN for each in boards[name])]
     rows = list(zip(*(boards[name] for name in PROFILES), strict=True))
-    parts = []
-    for name, paper in claims.papers().items():
-        mine = [row for row in rows if row[0].claim.chapter == name]
-        parts.append(_section(name, paper, mine))
+    parts = [
+        _section(name, paper, [row for row in rows if row[0].claim.chapter == name])
+        for name, paper in claims.papers().items()
+    ]
     if absent:
         parts.append(f"Nothing is recorded yet at: {', '.join(absent)}.")
     return "\n".join(parts)
 
 
+def strip(boards: Boards) -> str:
+    """A line of marks per chapter, as HTML in Markdown: one mark for each claim, which leads to its row."""
+    rows = list(zip(*(boards[name] for name in PROFILES), strict=True))
+    lines = [
+        f"<p><span>{chapter.number}</span>"
+        f"{tables.strip([row for row in rows if row[0].claim.chapter == name])}</p>"
+        for name, chapter in CHAPTERS.items()
+    ]
+    shown = f'<div class="strip" role="group" aria-label="all claims by chapter">{"".join(lines)}</div>'
+    return f"```{{raw}} html\n{shown}\n```"
+
+
 def counts(boards: Boards) -> str:
-    """One sentence for every profile with records: how many claims have which verdict."""
-    lines = []
-    for profile, board in boards.items():
-        verdicts = [each.verdict for each in board]
-        if set(verdicts) != {NOT_RUN}:
-            parts = [f"{verdicts.count(name)} {name}" for name in MARKS if name in verdicts]
-            lines.append(f"- *{profile}*: {', '.join(parts)}.")
-    return "\n".join(lines)
+    """Lines for each profile with records: the number of claims by verdict, the same numbers once."""
+    return "\n".join(
+        f"- *{profile}*, {line}." for profile, board in boards.items() for line in summary(board)
+    )
 
 
-def _section(chapter: str, paper: claims.Paper, rows: Sequence[Sequence[Judgement]]) -> str:
+def summary(board: Sequence[ClaimResult]) -> Iterator[str]:
+    """For the papers' claims and for our questions: how many have which verdict; no line without records."""
+    for ours, what in ((False, "claims of the papers"), (True, "our own questions")):
+        found = [
+            each.verdict for each in verdicts.distinct(each for each in board if each.claim.ours is ours)
+        ]
+        if set(found) - {NOT_RUN}:
+            yield f"{what}: " + ", ".join(
+                f"{found.count(name)} {name}" for name in tables.MARKS if name in found
+            )
+
+
+def old(boards: Boards) -> str:
+    """One line on records of an older form; empty if there are none."""
+    results = [each for board in boards.values() for each in board if each.exploratory == verdicts.OLD]
+    names = ", ".join(dict.fromkeys(f"{each.claim.chapter} at {each.profile}" for each in results))
+    return f"Old records, which do not say what was claimed before them: {names}." if names else ""
+
+
+def _section(chapter: str, paper: claims.Paper, rows: tables.Rows) -> str:
+    counted = "; ".join(_counted(part, KINDS[part[0][0].claim.ours]) for _, part in tables.lists(rows))
+    shown = "\n".join(tables.of_claims(part, name, board=True).html for name, part in tables.lists(rows))
     notes = "\n".join(f"- {note}" for note in paper.deviations)
-    columns = recorded(rows)
-    have = [PROFILES[place] for place in columns]
-    names = ["claim, and where it is made", *have, "overall"]
-    heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
-    body = "\n".join(_row(row, columns) for row in rows)
     known = CHAPTERS[chapter]
+    # Open: without a script all rows are shown. scoreboard.js folds the chapters.
     return f"""## {known.number}. {known.title}
 
 {paper.paper}. What of it was read: {paper.read}. The chapter: [](notebooks/{known.notebook}).
 
 ```{{raw}} html
-<div class="scoreboard"><table class="table">
-<thead><tr>{heads}</tr></thead>
-<tbody>
-{body}
-</tbody></table></div>
+<details class="board" open><summary>{html.escape(counted)}</summary>
+{shown}
+</details>
 ```
 
-What we changed:
+```{{admonition}} What we changed
+:class: dropdown
 
 {notes}
+```
 """
 
 
-def _row(judgements: Sequence[Judgement], columns: Sequence[int]) -> str:
-    claim = judgements[0].claim
-    chosen = [judgements[index] for index in columns]
-    scale = _scale(claim, chosen)
-    cells = "".join(cell(each, _cell(each, scale)) for each in chosen)
-    total = badge(claims.overall(each.verdict for each in chosen))
-    return (
-        f'<tr id="{claim.chapter}-{claim.id}"><td>{html.escape(claim.says)}'
-        f'<span class="made">{html.escape(claim.made)}</span></td>{cells}'
-        f'<td data-profile="overall">{total}</td></tr>'
-    )
-
-
-def _cell(judgement: Judgement, scale: float) -> str:
-    if judgement.difference is None:
-        return badge(NOT_RUN)
-    unit = judgement.claim.unit
-    words = f"{judgement.text('mean')} {unit}, 95 % interval {judgement.text('interval')}"
-    words += f"; {judgement.difference.seeds} seeds, {judgement.dataset}"
-    return f"{badge(judgement.verdict)}{sparkline(judgement, scale, words)}"
-
-
-def _scale(claim: claims.Claim, judgements: Sequence[Judgement]) -> float:
-    """The largest number that a row of pictures must show, so that they can be compared with each other."""
-    numbers = [abs(claim.least)]
-    for gap in (each.difference for each in judgements):
-        if gap is not None:
-            numbers += [abs(gap.mean), *(abs(end) for end in (gap.low, gap.high) if math.isfinite(end))]
-    return max(numbers) or 1.0
-
-
-def sparkline(judgement: Judgement, scale: float, words: str) -> str:
-    """The interval as a bar, the mean as a dot, the threshold of the claim as a line; ``scale`` is the rim.
-
-    Without a finite interval (one seed) there is only the dot.
-    """
-    gap = judgement.difference
-    if gap is None:
-        return ""
-
-    def place(value: float) -> float:
-        return round(WIDTH / 2 + (WIDTH / 2 - 4) * max(-1.0, min(1.0, value / scale)), 1)
-
-    least, middle = place(judgement.claim.least), HEIGHT / 2
-    bar = ""
-    if math.isfinite(gap.low):
-        low, wide = place(gap.low), max(place(gap.high) - place(gap.low), 1)
-        bar = f'<rect class="bar" x="{low}" y="{middle - 2}" width="{wide:.1f}" height="4" rx="2"/>'
-    text = html.escape(words)
-    return (
-        f'<svg class="spark" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{text}"><title>{text}</title>'
-        f'<line class="least" x1="{least}" x2="{least}" y1="1" y2="{HEIGHT - 1}"/>{bar}'
-        f'<circle cx="{place(gap.mean)}" cy="{middle}" r="3"/></svg>'
+def _counted(rows: tables.Rows, what: str) -> str:
+    """How many of the claims have which verdict over all profiles."""
+    found = [verdicts.overall(row)[0] for row in rows]
+    return f"{len(rows)} {what}: " + ", ".join(
+        f"{found.count(name)} {name}" for name in tables.MARKS if name in found
     )

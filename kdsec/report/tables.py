@@ -1,28 +1,47 @@
-"""Claims and their verdicts as tables: a row a claim, a column a profile."""
+"""Tables of claims: measured, required, verdict, one row for each claim and scale.
+
+Text from claims and records is escaped here, where it becomes HTML or Markdown.
+"""
 
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdsec.errors import KdsecError
-from kdsec.report import claims
-from kdsec.report.claims import MIXED, NOT_RUN, Judgement
+from kdsec.report import verdicts as rule
+from kdsec.report.claims import POINTS, Claim
+from kdsec.report.records import in_print
+from kdsec.report.text import markdown_cell, markdown_table
+from kdsec.report.verdicts import ClaimResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MARKS = {"supported": "✓", "not supported": "✗", "undecided": "?", MIXED: "±", NOT_RUN: "·"}
-DATASETS = {"digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "gtsrb": "GTSRB"}
-DATASETS |= {"fashion-mnist": "Fashion-MNIST"}
+Rows = Sequence[Sequence[ClaimResult]]  # a row is one claim at every profile
+
+NOT_QUOTED = "not quoted"
+MARKS = {
+    rule.SUPPORTED: "✓",
+    rule.CONTRADICTED: "✗",
+    rule.NO_DIFFERENCE: "=",
+    rule.UNDECIDED: "?",
+    rule.NOT_REALISED: "∅",
+    rule.CONFLICT: "±",
+    NOT_QUOTED: "–",
+    rule.NOT_RUN: "·",
+}
+HEADINGS = {False: "claim of the paper, and where it is made", True: "our own question"}
+COLUMNS = ("scale", "measured, 95 % interval", "required", "verdict", "q")
+DAGGER = "†"
+LEGEND = f"{DAGGER} exploratory: the claim or the choice of runs is newer than the first look at them"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table in HTML for a notebook's page, and in Markdown for a terminal or a text."""
+    """A table in two forms: HTML for a notebook, Markdown for a terminal or a text."""
 
     html: str
     markdown: str
@@ -35,115 +54,130 @@ class Table:
 
 
 def verdicts(chapter: str, recordings: Mapping[str, tuple[Any, pd.DataFrame]]) -> Table:
-    """For a chapter's page: every claim of it at every profile with records.
+    """All claims of a chapter, at every profile with records; our own questions in a table of their own.
+
+    A list of claims of which nothing was run is shown too, as not yet run.
 
     Args:
         chapter: its name.
-        recordings: settings and rows by profile, from ``run.recordings()``.
+        recordings: settings and rows by profile, from ``run.recorded_results()``.
 
     Raises:
         KdsecError: unknown chapter, or nothing recorded of its claims.
     """
     boards = [
-        claims.judge_all(rows, chapter, profile, settings) for profile, (settings, rows) in recordings.items()
+        rule.judge_all(rows, chapter, profile, settings) for profile, (settings, rows) in recordings.items()
     ]
-    table = side_by_side(list(zip(*boards, strict=True)), "claim, and where it is made", words=True)
-    if table is None:
+    rows = list(zip(*boards, strict=True))
+    if not any(each.difference for row in rows for each in row):
         raise KdsecError(f"no claim of chapter {chapter} is decided by these records; have all cells run?")
-    return table
+    found = [of_claims(part, heading) for heading, part in lists(rows)]
+    return Table("\n".join(each.html for each in found), "\n".join(each.markdown for each in found))
 
 
-def side_by_side(rows: Sequence[Sequence[Judgement]], heading: str, *, words: bool = False) -> Table | None:
-    """A table of ``rows``, each one claim at every profile; None where nothing is recorded of any.
+def lists(rows: Rows) -> list[tuple[str, Rows]]:
+    """The papers' claims and our own questions, each with the heading of its table; none that is empty."""
+    parts = [
+        (heading, [row for row in rows if row[0].claim.ours is ours]) for ours, heading in HEADINGS.items()
+    ]
+    return [(heading, part) for heading, part in parts if part]
+
+
+def of_claims(rows: Rows, heading: str, *, board: bool = False) -> Table:
+    """A table of claims: below each, a row for every scale that it was run at.
 
     Args:
-        rows: of the table; a profile at which none of the claims was run has no column.
+        rows: one claim each, at every profile; where nothing was run the claim has one row that says so.
         heading: of the first column.
-        words: verdicts in words, for readers who have not met the marks yet.
+        board: claims get an address each, and what the scoreboard filters by.
     """
-    columns = recorded(rows)
-    if not columns:
-        return None
-    heads = [_scale(rows, place) for place in columns]
-    chosen = [[row[place] for place in columns] for row in rows]
-    return Table(_html(chosen, heading, heads, words), _markdown(chosen, heading, heads, words))
+    shown = [(row, [each for each in row if each.difference] or [row[0]]) for row in rows]
+    head = "".join(f'<th scope="col">{html.escape(each)}</th>' for each in (heading, *COLUMNS))
+    body = "".join(_group(row[0].claim, results, board) for row, results in shown)
+    notes = _notes([each for _, results in shown for each in results])
+    text = [
+        ["" if place else _says(row[0].claim), *_texts(each)]
+        for row, results in shown
+        for place, each in enumerate(results)
+    ]
+    return Table(
+        f'<div class="{"scoreboard" if board else "quoted"}"><table class="table">'
+        f"<thead><tr>{head}</tr></thead>{body}</table>{_small(notes) if notes else ''}</div>",
+        f"\n{markdown_table([[heading, *COLUMNS], *text])}\n\n{markdown_cell(notes)}\n",
+    )
 
 
-def recorded(rows: Sequence[Sequence[Judgement]]) -> list[int]:
-    """The profiles, by their place in a row, at which any of the claims was run."""
-    return [place for place in range(len(rows[0])) if any(row[place].difference for row in rows)]
-
-
-def badge(verdict: str, *, word: bool = True) -> str:
-    """A verdict in HTML: mark and word, or the mark alone, which is then named for who cannot see it."""
+def badge(verdict: str, words: str) -> str:
+    """A verdict in HTML: mark and words."""
     kind, mark = verdict.replace(" ", "-"), MARKS[verdict]
-    if word:
-        return f'<span class="verdict {kind}"><span aria-hidden="true">{mark}</span> {verdict}</span>'
-    return f'<span class="verdict {kind}" role="img" aria-label="{verdict}" title="{verdict}">{mark}</span>'
+    return f'<span class="verdict {kind}"><span aria-hidden="true">{mark}</span> {html.escape(words)}</span>'
 
 
-def cell(judgement: Judgement, content: str) -> str:
-    """A claim's cell in HTML.
-
-    It carries along its profile, since on a phone a row's cells stand below its claim and far from the head,
-    and the number that readers sort it by.
-    """
-    gap = judgement.difference
-    value = f' data-value="{gap.mean:.6g}"' if gap else ""
-    return f'<td data-profile="{judgement.profile}"{value}>{content}</td>'
-
-
-def in_print(datasets: str) -> str:
-    """Names of data sets, in any text, as one writes them: ``cifar100 to gtsrb`` is CIFAR-100 to GTSRB."""
-    return re.sub(r"[\w-]+", lambda name: DATASETS.get(name[0], name[0]), datasets)
-
-
-def _scale(rows: Sequence[Sequence[Judgement]], place: int) -> tuple[str, str]:
-    """What stands above a column: the profile; data set and seeds."""
-    run = next(row[place] for row in rows if row[place].difference)
-    return run.profile, f"{in_print(run.dataset)}, {run.difference.seeds if run.difference else 0} seeds"
-
-
-def _says(claim: claims.Claim) -> str:
-    """The claim, with the unit of its numbers where that is not points of a percentage."""
-    return claim.says if claim.unit == claims.POINTS else f"{claim.says} ({claim.unit})"
-
-
-def _markdown(
-    rows: Sequence[Sequence[Judgement]], heading: str, heads: Sequence[tuple[str, str]], words: bool
-) -> str:
-    def shown(judgement: Judgement) -> str:
-        mark = f"{MARKS[judgement.verdict]} {judgement.verdict}" if words else MARKS[judgement.verdict]
-        return " ".join(
-            [mark, judgement.text("mean"), f"({judgement.text('interval')})"]
-            if judgement.difference
-            else [mark]
+def strip(rows: Rows) -> str:
+    """A mark for each claim in HTML: its verdict over all profiles, and a link to its row."""
+    marks = []
+    for row in rows:
+        claim, (verdict, words) = row[0].claim, rule.overall(row)
+        says = html.escape(f"{_says(claim)}: {words}")
+        marks.append(
+            f'<a class="verdict {verdict.replace(" ", "-")}" href="#{claim.chapter}-{claim.id}" '
+            f'title="{says}" aria-label="{says}">{MARKS[verdict]}</a>'
         )
-
-    lines = [[heading, *map(", ".join, heads)], ["---"] * (1 + len(heads))]
-    lines += [[_says(row[0].claim), *map(shown, row)] for row in rows]
-    return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "".join(marks)
 
 
-def _html(
-    rows: Sequence[Sequence[Judgement]], heading: str, heads: Sequence[tuple[str, str]], words: bool
-) -> str:
-    columns = [heading, *(f'{profile}<span class="made">{where}</span>' for profile, where in heads)]
-    head = "".join(f'<th scope="col">{each}</th>' for each in columns)
-    body = "".join(_row(row, words) for row in rows)
-    table = f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="quoted">{table}</div>'
+def _notes(results: Sequence[ClaimResult]) -> str:
+    """The line below a table: what was run at each scale, and what the dagger means."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for each in results:
+        if each.difference:
+            seeds.setdefault((each.profile, in_print(each.dataset)), set()).add(len(each.values))
+    parts = [
+        f"{profile}: {data}, {' to '.join(map(str, sorted({min(n), max(n)})))} seeds"
+        for (profile, data), n in seeds.items()
+    ]
+    return "; ".join([*parts, *[LEGEND] * any(each.exploratory for each in results)])
 
 
-def _row(row: Sequence[Judgement], words: bool) -> str:
-    claim = row[0].claim
-    made = "" if claim.made == "ours" else f'<span class="made">{html.escape(claim.made)}</span>'
-    cells = "".join(cell(each, _cell(each, words)) for each in row)
-    return f"<tr><td>{html.escape(_says(claim))} {made}</td>{cells}</tr>"
+def _group(claim: Claim, results: Sequence[ClaimResult], board: bool) -> str:
+    """A claim and its rows in HTML. On a phone a cell may stand without its head: each names its column."""
+    about = f"{html.escape(_says(claim))}{'' if claim.ours else ' ' + _small(claim.source)}"
+    name, facts = f"{claim.chapter}-{claim.id}", ""
+    if board:
+        about += f' <a class="permalink" href="#{name}" aria-label="link to this claim">#</a>'
+        by = "ours" if claim.ours else "paper"
+        facts = f' id="{name}" data-by="{by}" data-attack="{html.escape(claim.attack)}"'
+    first = f'<th scope="rowgroup" rowspan="{len(results)}">{about}</th>'
+    lines = [
+        f'<tr data-scale="{html.escape(each.profile)}" data-verdict="{each.verdict}">'
+        f"{'' if place else first}{_cells(each)}</tr>"
+        for place, each in enumerate(results)
+    ]
+    return f"<tbody{facts}>{''.join(lines)}</tbody>"
 
 
-def _cell(judgement: Judgement, words: bool) -> str:
-    mark = badge(judgement.verdict, word=words)
-    if judgement.difference is None:
-        return mark
-    return f'{mark} {judgement.text("mean")} <span class="made">{judgement.text("interval")}</span>'
+def _cells(result: ClaimResult) -> str:
+    scale, measured, required, verdict, q = (html.escape(each) for each in _texts(result))
+    if result.interval:
+        measured = f"{html.escape(result.measured)} {_small(f'({result.interval})')}"
+    note = f' <span title="exploratory">{DAGGER}</span>' if result.exploratory else ""
+    verdict = badge(result.verdict, result.words) + note
+    shown = zip(COLUMNS, (scale, measured, required, verdict, q), strict=True)
+    return "".join(f'<td data-column="{name.partition(",")[0]}">{content}</td>' for name, content in shown)
+
+
+def _texts(result: ClaimResult) -> list[str]:
+    """What the columns say, as text."""
+    verdict = f"{MARKS[result.verdict]} {result.words}{f' {DAGGER}' if result.exploratory else ''}"
+    interval = f" ({result.interval})" if result.interval else ""
+    scale = result.profile if result.difference else "–"
+    return [scale, f"{result.measured}{interval}", result.required, verdict, result.q_text]
+
+
+def _small(text: str) -> str:
+    return f'<span class="made">{html.escape(text)}</span>'
+
+
+def _says(claim: Claim) -> str:
+    """The claim, with its unit if that is not points."""
+    return claim.statement if claim.unit == POINTS else f"{claim.statement} ({claim.unit})"

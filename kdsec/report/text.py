@@ -1,13 +1,30 @@
-"""Rows as lines of text, for a terminal."""
+"""Tables of text: for a terminal, and for a page in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
+def markdown_table(rows: Sequence[Iterable[object]]) -> str:
+    """A table in Markdown, its head first.
+
+    Markdown passes HTML through, and records may come from anywhere: a cell shows its text and nothing else.
+    """
+    head, *body = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in rows]
+    rule = "| " + " | ".join("---" for _ in rows[0]) + " |"
+    return "\n".join([head, rule, *body])
+
+
+def markdown_cell(text: object) -> str:
+    """Text that stays in its cell and shows itself: one line, no tags, no links; ``**bold**`` is kept."""
+    plain = html.escape(str(text), quote=False).replace("|", "&#124;").replace("](", "]&#40;")
+    return " ".join(plain.splitlines())
+
+
 def text_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of one shape as lines of text, columns aligned, numbers to the right."""
+    """Rows with the same keys as lines of text for a terminal: columns aligned, numbers to the right."""
     names = list(rows[0]) if rows else []
     cells = [[str(row[name]) for name in names] for row in rows]
     widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
