@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 import types
@@ -30,9 +31,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdsec.data import ImageSet
-from kdsec.errors import KdsecError, atomic_write
+from kdsec.errors import KdsecError, atomic_write, check_path
 from kdsec.fingerprint import fingerprint, source_dependencies, source_fingerprint
-from kdsec.oracle import Memory, recalling
+from kdsec.oracle import Memory, random_streams, recalling
 from kdsec.train import CrossEntropy, Loss, Recipe, autocast_dtype, fit
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -40,6 +41,10 @@ Tensors = dict[str, Tensor]
 
 # In every key: the code that trains. Losses and models bring their own code into it.
 TRAINING_CODE = "import kdsec.train, kdsec.distill, kdsec.models"
+DREW = (
+    "draws from a random stream that torch, numpy or Python share, so its result is not kept; "
+    "let it draw from a generator of its own"
+)
 # First bytes of files that are no safetensors, and how to convert them.
 OTHER_FORMATS = {
     b"PK\x03\x04": "a zip file, such as torch.save or numpy.savez write",
@@ -61,6 +66,9 @@ def save_checkpoint(path: pathlib.Path, tensors: Mapping[str, Tensor], recipe: s
     Raises:
         KdsecError: the file cannot be written, for lack of space for instance.
     """
+    for name, tensor in _named_tensors(tensors).items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise KdsecError(f"{name!r} is not the name of a dense tensor; only such are kept in a file")
     plain = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -73,6 +81,12 @@ def save_checkpoint(path: pathlib.Path, tensors: Mapping[str, Tensor], recipe: s
             save_file(plain, part, metadata=meta)
 
 
+def _named_tensors(made: Any) -> Mapping[Any, Any]:
+    if not isinstance(made, Mapping):
+        raise KdsecError(f"a {type(made).__name__} is not tensors by name; give a dict of tensors")
+    return made
+
+
 def load_checkpoint(path: pathlib.Path, recipe: str) -> tuple[Tensors, dict[str, Any]]:
     """Read back the tensors and notes that ``save_checkpoint`` wrote.
 
@@ -80,6 +94,7 @@ def load_checkpoint(path: pathlib.Path, recipe: str) -> tuple[Tensors, dict[str,
         KdsecError: the file is missing, of another format, from another recipe, or its content is not what
             was written.
     """
+    path = check_path("checkpoint", path)
     if not path.is_file():
         raise KdsecError(f"no checkpoint at {path}; train first")
     try:
@@ -102,8 +117,11 @@ def _checksum(tensors: Tensors, recipe: str, notes: str) -> str:
 
 def what_it_is(path: pathlib.Path) -> str:
     """What a file is that is no readable safetensors, to follow its name in a message."""
-    with path.open("rb") as file:
-        start = file.read(8)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     for magic, name in OTHER_FORMATS.items():
         if start.startswith(magic):
             return (
@@ -137,7 +155,7 @@ def check_folder(folder: pathlib.Path | None = None) -> None:
     Raises:
         KdsecError: it is no folder, cannot be written, is full, or has no file locks.
     """
-    folder = folder or home()
+    folder = home() if folder is None else check_path("cache folder", folder)
     trial = folder / f".{uuid.uuid4().hex}.trial"
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,6 +190,9 @@ class Cache:
     operations: int = 0
     answers: Memory = field(default_factory=Memory)
     _counted: dict[str, int] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.folder = check_path("cache folder", self.folder)
 
     def fit(
         self,
@@ -220,7 +241,8 @@ class Cache:
         """The tensors that ``make()`` returns, made once per ``key``.
 
         When two processes want the same entry, one makes it and the other waits. An entry that is damaged or
-        holds something else is made again, which is said on standard error.
+        holds something else is made again, which is said on standard error; so is that a result was not kept
+        because it depends on more than its key, on a shared random stream.
 
         Args:
             label: readable part of the file name; an entry made under another one serves as well.
@@ -231,7 +253,8 @@ class Cache:
             operations: how many floating-point operations ``make()`` took, for the records.
         """
         recipe = fingerprint([key, device.type, torch.__version__, _training_code()])
-        path = self.folder / f"{label}-{recipe}.safetensors"
+        readable = re.sub(r"[^\w .,:;=+()%-]", "_", str(label))[:100]
+        path = self.folder / f"{readable}-{recipe}.safetensors"
         with _locked(self.folder / f"{recipe}.lock"):  # the lock file stays: removing it would race
             path = self._entry(path)
             if not self.fresh and path.exists():
@@ -245,11 +268,14 @@ class Cache:
                     self.seconds += notes.get("seconds", 0.0)
                     self.operations += notes.get("operations", 0)
                     return {name: tensor.to(device) for name, tensor in tensors.items()}
-            started = time.monotonic()
+            started, streams = time.monotonic(), random_streams(device)
             tensors = make()
-            seconds = time.monotonic() - started
+            seconds, moved = time.monotonic() - started, streams != random_streams(device)
             counted = operations()
-            save_checkpoint(path, tensors, recipe, seconds=round(seconds, 4), operations=counted)
+            if moved:
+                print(f"kdsec: {label} {DREW}", file=sys.stderr)
+            else:
+                save_checkpoint(path, tensors, recipe, seconds=round(seconds, 4), operations=counted)
             self.misses += 1
             self.operations += counted
             self.seconds += seconds

@@ -9,6 +9,7 @@ globals they read. What cannot be read raises an error that names it. Names of f
 from __future__ import annotations
 
 import ast
+import copyreg
 import dis
 import enum
 import functools
@@ -16,6 +17,7 @@ import hashlib
 import importlib
 import inspect
 import pathlib
+import pickle
 import re
 import sys
 import types
@@ -50,7 +52,15 @@ _HOOKS = [name for name in vars(nn.Module()) if "_hooks" in name]
 _GENERATED = {"__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__"}
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 _NUMBERED = (nn.Module, nn.Parameter, torch.Generator, types.FunctionType, types.ModuleType, type)
-_CODE = (types.FunctionType, type, staticmethod, classmethod, property)
+# What Python itself keeps in a class, beside what its author wrote there.
+_BOOKKEEPING = {
+    *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__slots__", "__annotations__"),
+    *("__annotate__", "__annotate_func__", "__annotations_cache__", "__type_params__", "__parameters__"),
+    *("__orig_bases__", "__match_args__", "__dataclass_fields__", "__dataclass_params__", "_abc_impl"),
+    *("__abstractmethods__", "__firstlineno__", "__static_attributes__", "__protocol_attrs__"),
+    "__non_callable_proto_members__",
+}
+_LOOKUPS = (globals, eval, exec)  # by these, code reads names that do not show in it
 
 
 def fingerprint(value: Any) -> str:
@@ -235,6 +245,9 @@ class _Walk:
                 self.read([value.name, value.value])
             case _ if _own_checksum(value):
                 self.write(value.checksum)
+                if not _package_name(type(value).__module__):  # somebody's own kind of image set
+                    self.read(type(value))
+                    self.attributes(vars(value), value)
             case _:
                 self.instance(value)
 
@@ -273,26 +286,38 @@ class _Walk:
         self.attributes(state, network)
 
     def instance(self, value: Any) -> None:
-        """Any other object: its class, and what ``pickle`` would need to build an equal one."""
+        """Any other object: its class, what ``pickle`` would need to build an equal one, its attributes."""
         try:
-            reduced = value.__reduce_ex__(4)
+            reducer = copyreg.dispatch_table.get(type(value))
+            reduced = reducer(value) if reducer else value.__reduce_ex__(4)
         except Exception:
             reduced = None
         if reduced is None or type(value) is object:
             self.fail(type(value).__name__)
         self.read(type(value))
-        if isinstance(reduced, str):
-            return self.write(reduced)
+        if isinstance(reduced, str):  # found by its name, where a library has it under that name
+            self.write(reduced)
+            if not hasattr(value, "__dict__") and not _library_version(pickle.whichmodule(value, reduced)):
+                self.fail(type(value).__name__)
+            return self.attributes(getattr(value, "__dict__", {}), value)
         maker, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         self.read(maker)
         self.read(arguments)
-        for part in state if isinstance(state, tuple) else [state]:
-            if isinstance(part, dict) and all(isinstance(name, str) for name in part):
+        parts = state if isinstance(state, tuple) else (state,)
+        named = [
+            part for part in parts if isinstance(part, dict) and all(isinstance(key, str) for key in part)
+        ]
+        for part in parts:
+            if any(part is each for each in named):
                 self.attributes(part, value)
             else:
                 self.read(part)
         self.read([*(items or ())])
         self.read([*(pairs or ())])
+        if not _library(type(value)):  # what its author leaves out of a pickle counts too
+            kept = {name: item for part in named for name, item in part.items()}
+            own = _own_attributes(value).items()
+            self.attributes({name: item for name, item in own if kept.get(name, kept) is not item}, value)
 
     def attributes(self, state: Mapping[str, Any], owner: object) -> None:
         """Values in the order of their names; without cached properties, which follow from the rest."""
@@ -330,6 +355,8 @@ class _Walk:
             else:
                 self.read(constant)
         for name, value in _globals_read(code, scope) if scope is not None else ():
+            if any(value is each for each in _LOOKUPS):
+                self.fail(f"function that reads names while it runs, by {name}()")
             self.write(name)
             self.read(value, f" global {name}")
 
@@ -348,8 +375,7 @@ class _Walk:
             code = getattr(member, "__code__", None)
             if name in generated and code and code.co_filename == "<string>":
                 continue
-            skipped = name.startswith("__") or name == "_abc_impl" or isinstance(member, _DESCRIPTORS)
-            if isinstance(member, _CODE) or not skipped:
+            if name not in _BOOKKEEPING and not isinstance(member, _DESCRIPTORS):
                 self.write(name)
                 self.read(member, f".{name}")
 
@@ -370,21 +396,55 @@ class _Walk:
             return
         text = pathlib.Path(file).read_text(encoding="utf-8")
         self.write(name, text, source_fingerprint(*source_dependencies(text)))
-        for value in vars(module).values():  # what it imports from other files of the user
-            other = (
-                value
-                if isinstance(value, types.ModuleType)
-                else sys.modules.get(str(getattr(value, "__module__", "")))
-            )
-            if other and other is not module and not _package(other) and not _library(other):
-                self.read(other)
+        for key, value in sorted(vars(module).items()):  # as they are now: the text tells how they began
+            if not key.startswith("__"):
+                self.write(key)
+                self.attempt(value, f".{key}")
+
+    def attempt(self, value: Any, step: str) -> None:
+        """Read ``value`` as far as it can be read."""
+        depth = len(self.open)
+        try:
+            self.read(value, step)
+        except KdsecError:
+            del self.open[depth:], self.where[depth + 1 :]
 
     def replaced(self, namespace: Mapping[str, Any]) -> None:
-        """Functions of this package that somebody has replaced by their own while the program runs."""
-        functions = [item for item in namespace.items() if isinstance(item[1], types.FunctionType)]
-        for name, value in sorted(item for item in functions if not _home(item[1])):
-            self.write(name)
-            self.read(value, f" {name}")
+        """What somebody has put in place of a part of this package while the program runs.
+
+        Its functions and classes are in the key by their text; its constants as they are now.
+        """
+        for name, value in sorted(namespace.items()):
+            if _is_foreign(value) or (_is_constant(value) and not name.startswith("__")):
+                self.write(name)
+                self.read(value, f" {name}")
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) in (tuple, list, frozenset):
+        return all(map(_is_constant, value))
+    if type(value) is dict:
+        return all(_is_constant(each) for item in value.items() for each in item)
+    return type(value) in (bool, int, float, str)
+
+
+def _is_foreign(value: Any) -> bool:
+    """Whether a function or class is neither of this package nor of a library."""
+    if isinstance(value, types.FunctionType):
+        return not _home(value)
+    return isinstance(value, type) and not _package_name(value.__module__) and not _library(value)
+
+
+def _own_attributes(value: Any) -> dict[str, Any]:
+    """All attributes of an object of the user's, with those in slots."""
+    slots = [
+        name
+        for kind in type(value).__mro__
+        for name, member in vars(kind).items()
+        if isinstance(member, types.MemberDescriptorType)
+    ]
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return held | getattr(value, "__dict__", {})
 
 
 def _own_checksum(value: Any) -> bool:
@@ -412,7 +472,11 @@ def _package_code(file: pathlib.Path) -> tuple[str, tuple[str, ...]]:
 
 
 def _package(module: types.ModuleType) -> bool:
-    return module.__name__.partition(".")[0] == PACKAGE.name
+    return _package_name(module.__name__)
+
+
+def _package_name(name: str | None) -> bool:
+    return (name or "").partition(".")[0] == PACKAGE.name
 
 
 @functools.lru_cache(maxsize=4096)
@@ -447,6 +511,7 @@ def _home(function: types.FunctionType) -> types.ModuleType | None:
 def _globals_read(code: types.CodeType, scope: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Names that code takes from outside, with their values; ``helper.f`` gives what ``f`` is."""
     name, value = "", None
+    seen = {each.__name__: each for each in _LOOKUPS} | scope
     for step in [*dis.get_instructions(code), None]:
         of_users = isinstance(value, types.ModuleType) and not _package(value) and not _library(value)
         if step and name and of_users and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
@@ -455,8 +520,8 @@ def _globals_read(code: types.CodeType, scope: dict[str, Any]) -> Iterator[tuple
         if name:
             yield name, value
         name = ""
-        if step and step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in scope:
-            name, value = step.argval, scope[step.argval]
+        if step and step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in seen:
+            name, value = step.argval, seen[step.argval]
         elif step and step.opname == "IMPORT_NAME":
             name, value = step.argval, _imported(step.argval, str(scope.get("__package__") or ""))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,9 +72,12 @@ class ImageSet:
     def num_classes(self) -> int:
         return len(self.classes)
 
-    @functools.cached_property
+    @property
     def checksum(self) -> str:
-        """Fingerprint of pixels and labels: two sets train the same model if and only if this agrees."""
+        """Fingerprint of pixels and labels: two sets train the same model if and only if this agrees.
+
+        Computed anew each time, a quarter of a second for CIFAR-10: pixels may be changed in place.
+        """
         return fingerprint([self.images, self.labels, self.classes])
 
     def float_images(self, index: Tensor | slice = slice(None)) -> Tensor:
