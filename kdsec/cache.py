@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdsec.data import ImageSet
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, atomic_write, check_path
 from kdsec.fingerprint import fingerprint, source_dependencies, source_fingerprint
 from kdsec.oracle import Memory, random_streams, recalling
@@ -194,6 +195,7 @@ class Cache:
     def __post_init__(self) -> None:
         self.folder = check_path("cache folder", self.folder)
 
+    @checked
     def fit(
         self,
         model: Model,

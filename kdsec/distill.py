@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsec.data import Batch, ImageSet
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_number
 from kdsec.logits import as_logits, check_temperature, soft_cross_term
 from kdsec.models import Classifier
@@ -33,6 +34,7 @@ from kdsec.train import cross_entropy, evaluating, predict
 Teacher = nn.Module | Tensor
 
 
+@checked
 def teacher_labels(teacher: nn.Module, data: ImageSet) -> Tensor:
     """The teacher's logits ``(N, K)`` for the un-augmented images, to be used in place of the teacher."""
     return predict(teacher, data)

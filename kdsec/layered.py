@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kdsec.data import Augment, ImageSet
 from kdsec.data.imageset import to_float
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.models import Classifier
 from kdsec.models.base import check_stages
@@ -66,6 +67,7 @@ class LayeredClassifier(Classifier):
         return features.flatten(1)
 
 
+@checked
 def flatten_layers(model: Classifier) -> LayeredClassifier:
     """A copy of ``model`` as a flat list of layers; it computes the same.
 
@@ -93,6 +95,7 @@ def flatten_layers(model: Classifier) -> LayeredClassifier:
     )
 
 
+@checked
 def transfer(teacher: Classifier, num_classes: int, keep: int, *, seed: int = 0) -> LayeredClassifier:
     """A student for ``num_classes`` new classes: the teacher's layers, ``keep`` of them frozen, a new head.
 
@@ -118,6 +121,7 @@ def transfer(teacher: Classifier, num_classes: int, keep: int, *, seed: int = 0)
     return LayeredClassifier(net.normalize, list(net.stages), head.to(device), frozen=keep)
 
 
+@checked
 def fit_above(
     student: LayeredClassifier,
     data: ImageSet,
@@ -176,6 +180,7 @@ def student_parts(
     return dealt.subset(slice(cut)), dealt.subset(slice(cut, None)), val, test
 
 
+@checked(labelled=["data"])
 @torch.no_grad()
 def nearest_mean(teacher: Classifier, data: ImageSet, layer: int) -> LayeredClassifier:
     r"""A student without training: the class whose mean features at ``layer`` are nearest.
@@ -218,6 +223,7 @@ def check_cut(layer: int, depth: int, smallest: int) -> None:
         )
 
 
+@checked
 def select_classes(data: ImageSet, classes: Sequence[int]) -> ImageSet:
     """The images of ``classes``, which become the classes 0, 1, ... in the order given.
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice, check_number
 
 # A finite logit in place of minus infinity. Its softmax is exactly 0 in float32 at every temperature below
@@ -134,6 +135,7 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return kl_terms(log_p, log_q).sum() / len(log_p)
 
 
+@checked(values=False)
 def soft_cross_term(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     r"""The teacher's term of distillation, :math:`\tau^2 \mathrm{KL}(\sigma_\tau(z_T) \| \sigma_\tau(z_S))`.
 
@@ -149,6 +151,7 @@ def soft_cross_term(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     return temperature**2 * kl(log_p, log_q)
 
 
+@checked(values=False)
 def decoupled_terms(
     student: Tensor, teacher: Tensor, target: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
@@ -177,6 +180,7 @@ def decoupled_terms(
 # Selections
 
 
+@checked(values=False)
 def keep_largest(logits: Tensor, keep: int, fill: float = -torch.inf) -> Tensor:
     """The ``keep`` largest logits of each row where they are, ``fill`` everywhere else.
 
@@ -189,6 +193,7 @@ def keep_largest(logits: Tensor, keep: int, fill: float = -torch.inf) -> Tensor:
     return torch.full_like(logits, fill).scatter(1, where, values)
 
 
+@checked(values=False)
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     r"""The largest wrong logit minus the right one, ``(N,)``: above 0 where the label is not the answer.
 
@@ -206,6 +211,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 # Negatives and their reversal
 
 
+@checked(values=False)
 def negatives(logits: Tensor, positive: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities among the negatives ``(B, K-1)``, in the order of the classes, float32.
 
@@ -236,6 +242,7 @@ def negatives(logits: Tensor, positive: Tensor, temperature: float = 1.0) -> Ten
     return (among / temperature).log_softmax(1)
 
 
+@checked(values=False)
 def replace_negatives(logits: Tensor, positive: Tensor, log_q: Tensor, temperature: float) -> Tensor:
     r"""Logits of which :math:`\sigma_\tau` gives the positive class what it had and the others ``q``.
 
@@ -283,6 +290,7 @@ def reverse_negatives(log_p: Tensor, reading: str) -> Tensor:
             return log_p
 
 
+@checked(values=False)
 def reverse(logits: Tensor, positive: Tensor, reading: str, temperature: float) -> Tensor:
     r"""Honest logits ``(B, K)`` turned into the target's: :math:`\sigma_\tau` of them is the target.
 
@@ -298,6 +306,7 @@ def reverse(logits: Tensor, positive: Tensor, reading: str, temperature: float) 
     return replace_negatives(logits, positive, log_q, temperature)
 
 
+@checked
 def rank_agreement(first: Tensor, second: Tensor, positive: Tensor) -> float:
     """Spearman's rank correlation of two networks' negatives, from -1 to 1, mean over the images.
 

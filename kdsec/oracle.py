@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsec.data import ImageSet
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.fingerprint import fingerprint
 from kdsec.logits import as_logits
@@ -48,6 +49,7 @@ class Oracle(nn.Module):
             ``kdsec.attacks.postprocessing``.
     """
 
+    @checked
     def __init__(self, teacher: nn.Module, *layers: nn.Module) -> None:
         super().__init__()
         self.teacher = teacher
@@ -64,6 +66,7 @@ class Oracle(nn.Module):
             return torch.zeros(len(images), ledger.dry_classes, device=images.device)
         return self.layers(answer(self.teacher, images))
 
+    @checked
     def query(self, images: Tensor | ImageSet, batch_size: int = 250) -> Tensor:
         """Logits ``(N, K)``, float32, of a whole set; every image is a query."""
         return predict(self, images, batch_size)
@@ -231,6 +234,7 @@ def recalling(memory: Memory) -> Iterator[Memory]:
         memory._teachers.clear()
 
 
+@checked
 def answer(teacher: nn.Module, images: Tensor) -> Tensor:
     """Logits ``(B, K)`` of a teacher, without gradient, in eval mode, recalled inside ``recalling``.
 

@@ -28,9 +28,10 @@ from kdsec.budgets import (
     l2_norm,
     pixels,
 )
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.logits import as_logits, margin
-from kdsec.train import autocast, evaluating
+from kdsec.train import autocast, evaluating, naming_shapes
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 Step = float | Tensor | Callable[[int], float | Tensor]
@@ -231,7 +232,8 @@ def answer(model: nn.Module, images: Tensor) -> Tensor:
         KdsecError: what the model returns is not logits, or a part of it runs in inference mode.
     """
     try:
-        return as_logits(model(images), len(images), values=False).float()
+        with naming_shapes(images):
+            return as_logits(model(images), len(images), values=False).float()
     except RuntimeError as error:
         if "nference tensor" not in str(error):
             raise
@@ -271,6 +273,7 @@ def label_objective(
     return objective
 
 
+@checked
 def pgd(
     model: nn.Module,
     images: Tensor,

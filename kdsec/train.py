@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from kdsec.data import UNLABELLED, Augment, Batch, ImageSet, Loader
 from kdsec.data.imageset import to_float
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice, check_number
 from kdsec.logits import as_logits, check_values
 from kdsec.optim import Muon
@@ -34,6 +36,12 @@ OPTIMIZERS = ("sgd", "adam", "muon")
 SCHEDULES = ("one-cycle", "linear", "step", "constant")
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
 PROGRESS = ("bar", "log", "off")
+# How torch begins to say that a layer was made for another number of channels or pixels.
+OTHER_SHAPE = re.compile(
+    r"shapes cannot be multiplied|expected input\b.* to have|[Kk]ernel size can't be greater|size mismatch|"
+    r"must match the size|Output size is too small|Calculated padded input|Expected more than 1 spatial|"
+    r"Expected (3D|4D|2D)|running_mean should contain|Given groups|normalized_shape|is invalid for input"
+)
 CHECK_EVERY = 50  # steps between looks at the loss; looking forces a GPU to finish its work
 
 
@@ -155,6 +163,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     return total / (labels != UNLABELLED).sum().clamp(min=1)
 
 
+@checked
 def fit(
     model: nn.Module,
     data: ImageSet,
@@ -196,7 +205,7 @@ def fit(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for step, batch in enumerate(track(batches, steps, label)):
-            with torch.autocast(**cast):
+            with torch.autocast(**cast), naming_shapes(batch.images):
                 value = loss(network, batch)
             if step == 0:
                 _check_first(value, data, loss)
@@ -340,6 +349,22 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
                 layer.training = mode
 
 
+@contextlib.contextmanager
+def naming_shapes(images: Tensor) -> Iterator[None]:
+    """Say in one line that a network takes other images, where torch says it in its own words."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        said = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or not OTHER_SHAPE.search(said):
+            raise
+        raise KdsecError(
+            f"a network cannot take float images {tuple(images.shape)} ({said.splitlines()[0][:120]}); "
+            "build it for images of this shape, or scale them"
+        ) from error
+
+
+@checked
 @torch.no_grad()
 def ask(model: nn.Module, images: Tensor) -> Tensor:
     """Logits ``(B, K)`` of a network that is not being trained: in eval mode, left as it was.
@@ -353,10 +378,11 @@ def ask(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         KdsecError: what comes back is not logits; see ``kdsec.logits.as_logits``.
     """
-    with evaluating(model):
+    with evaluating(model), naming_shapes(images):
         return as_logits(model(images), len(images))
 
 
+@checked
 def predict(model: nn.Module, images: Tensor | ImageSet, batch_size: int = 250) -> Tensor:
     """Logits ``(N, K)`` in eval mode and float32; every layer is put back into the mode it was in.
 
@@ -371,13 +397,16 @@ def predict(model: nn.Module, images: Tensor | ImageSet, batch_size: int = 250) 
     return check_values(_in_parts(ask, model, images, batch_size))
 
 
+@checked
 def outputs(network: nn.Module, images: Tensor | ImageSet, batch_size: int = 250) -> Tensor:
     """As ``predict``, for a network that returns something else than logits: a purifier's images."""
 
     @torch.no_grad()
     def returned(network: nn.Module, images: Tensor) -> Tensor:
-        with evaluating(network):
+        with evaluating(network), naming_shapes(images):
             output: Tensor = network(images)
+        if not isinstance(output, Tensor) or len(output) != len(images):
+            raise KdsecError(f"the network must return a tensor, a row for each of {len(images)} images")
         return output
 
     return _in_parts(returned, network, images, batch_size)
@@ -407,6 +436,7 @@ class Score(NamedTuple):
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.total)
 
 
+@checked
 def evaluate(model: nn.Module, data: ImageSet) -> Score:
     """Exact accuracy of ``model`` on ``data``.
 

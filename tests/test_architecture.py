@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent / "kdsec"
 LAYERS = [
     ("errors",),
     ("fingerprint",),
-    ("logits", "data", "models"),
+    ("entry", "logits", "data", "models"),
     ("optim",),
     ("train",),
     ("oracle",),

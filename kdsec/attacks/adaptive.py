@@ -31,6 +31,7 @@ from kdsec.budgets import (
     pixels,
 )
 from kdsec.data.imageset import to_float
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice
 from kdsec.logits import margin
 from kdsec.pgd import LOSSES, GradientLog, PerturbationSet, label_objective, projected_ascent
@@ -39,6 +40,7 @@ from kdsec.train import autocast, evaluating, predict
 DRAWS = 20  # passes whose mean judges a random model
 
 
+@checked
 def adaptive_pgd(
     model: nn.Module,
     images: Tensor,
@@ -110,6 +112,7 @@ def _check_attempts(eps: float, losses: Sequence[str], starts: int) -> None:
         raise KdsecError(f"losses={tuple(losses)}, restarts={starts}: give at least one of each")
 
 
+@checked
 def wrong_classes(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Every class but the label, the likeliest first, ``(N, K - 1)``."""
     logits = predict(model, images)
@@ -117,12 +120,14 @@ def wrong_classes(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
 
 
+@checked
 def is_random(model: nn.Module, images: Tensor) -> bool:
     """Whether two passes over the first images differ by more than rounding."""
     first, second = (predict(model, images[:32]) for _ in range(2))
     return not torch.allclose(first, second, rtol=1e-3, atol=1e-3)
 
 
+@checked
 def harm(model: nn.Module, images: Tensor, labels: Tensor, draws: int = 1) -> Tensor:
     """The margin of ``model`` at ``labels``, ``(N,)``: above 0 where the label is not the answer.
 
@@ -135,6 +140,7 @@ def harm(model: nn.Module, images: Tensor, labels: Tensor, draws: int = 1) -> Te
     return torch.stack(passes).mean(0)
 
 
+@checked
 def worst_case(model: nn.Module, candidates: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Of each image the candidate that hurts ``model`` most, ``(N, C, H, W)``.
 
@@ -164,6 +170,7 @@ def worst_case(model: nn.Module, candidates: Sequence[Tensor], labels: Tensor) -
     return torch.stack([to_float(images) for images in candidates])[scores.argmax(0), every]
 
 
+@checked
 class BPDA(nn.Module):
     r"""Backward pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420, section 4.1).
 
@@ -191,6 +198,7 @@ class BPDA(nn.Module):
         return smooth + (made - smooth).detach()
 
 
+@checked
 class EOT(nn.Module):
     r"""Expectation over transformation (Athalye et al. 2018, arXiv 1707.07397): a random model's mean answer.
 

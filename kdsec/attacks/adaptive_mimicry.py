@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from kdsec.attacks.constrained_search import Budget, constrained_search
 from kdsec.attacks.mimicry import Mimic, outputs
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.layered import check_cut, flatten_layers
 from kdsec.logits import margin
@@ -72,6 +73,7 @@ class Joint:
         return -cost
 
 
+@checked
 def adaptive_mimicry(
     student: nn.Module,
     teacher: Classifier,
@@ -131,6 +133,7 @@ def adaptive_mimicry(
         return constrained_search(objective, sources, budget, batch_size).images
 
 
+@checked
 def enough_margin(p: float, classes: int) -> float:
     r"""The margin in logits that gives the target at least the probability ``p`` among ``classes``.
 

@@ -18,12 +18,14 @@ from kdsec.attacks.similarity import ssim
 from kdsec.attacks.triggers import Trigger
 from kdsec.data import Augment, ImageSet, Loader
 from kdsec.data.imageset import to_float
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.train import Score, predict
 
 SUCCESS, FLOOR = "attack success", "false-target rate"
 
 
+@checked
 def others(data: ImageSet, target: int) -> ImageSet:
     """The images whose class is not the target.
 
@@ -39,11 +41,13 @@ def others(data: ImageSet, target: int) -> ImageSet:
     return rest
 
 
+@checked
 def taken_for(model: nn.Module, images: Tensor, target: int) -> Score:
     """How many of ``images`` the model calls ``target``."""
     return Score(int((predict(model, images).argmax(1) == target).sum()), len(images))
 
 
+@checked
 def attack_success(model: nn.Module, data: ImageSet, mark: Trigger, target: int) -> Score:
     """How many images of other classes are taken for the target once the trigger is on them."""
     return taken_for(model, mark.stamp(others(data, target).images), target)
@@ -61,6 +65,7 @@ class Backdoor(NamedTuple):
         return dict(zip(("test accuracy", FLOOR, SUCCESS), self, strict=True))
 
 
+@checked(labelled=["data"])
 def measure(model: nn.Module, data: ImageSet, mark: Trigger, target: int) -> Backdoor:
     """Clean accuracy, false-target rate and attack success on one labelled set."""
     rest = others(data, target)
@@ -70,6 +75,7 @@ def measure(model: nn.Module, data: ImageSet, mark: Trigger, target: int) -> Bac
     return Backdoor(accuracy, floor, taken_for(model, mark.stamp(rest.images), target))
 
 
+@checked(labelled=["data"])
 def response(model: nn.Module, data: ImageSet, mark: Trigger) -> Tensor:
     """Attack success for every class in the place of the target, ``(K,)``: does the trigger look like one?"""
     answer = predict(model, mark.stamp(data.images)).argmax(1)
@@ -78,6 +84,7 @@ def response(model: nn.Module, data: ImageSet, mark: Trigger) -> Tensor:
     return ((answer[:, None] == classes) & other).sum(0) / other.sum(0).clamp(min=1)
 
 
+@checked
 def label_survival(
     teacher: nn.Module, data: ImageSet, target: int, augment: Augment, views: int = 4, seed: int = 0
 ) -> Score:
@@ -91,6 +98,7 @@ def label_survival(
     return Score(kept, views * len(data))
 
 
+@checked
 def visibility(images: Tensor, originals: Tensor) -> dict[str, float]:
     """How far images ``(N, C, H, W)`` are from their originals, the trigger included; means over the images.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kdsec.attacks.similarity import check_levels, dssim
 from kdsec.data.imageset import to_float
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.pgd import BestIterate, PerturbationSet, input_gradient, projected_ascent
 from kdsec.train import autocast
@@ -53,6 +54,7 @@ class Stop:
     precision: str = "float32"
 
 
+@checked
 @dataclass(frozen=True)
 class Dssim(Stop):
     r"""The search of Wang et al. 2018: the largest objective among images with DSSIM below a budget.
@@ -141,6 +143,7 @@ class Dssim(Stop):
         return rounded
 
 
+@checked
 @dataclass(frozen=True)
 class Linf(Stop):
     """Projected gradient descent in a box around each image; steps shrink along a half cosine.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdsec.attacks.triggers import Trigger
 from kdsec.data import Augment
 from kdsec.data.imageset import to_bytes, to_float
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice, check_number
 from kdsec.logits import margin
 from kdsec.pgd import PerturbationSet, answer, projected_ascent
@@ -25,6 +26,7 @@ MODES = ("joint", "alternating", "unbounded")
 LEVEL = 1 / 255  # one step of a byte
 
 
+@checked
 @dataclass(frozen=True)
 class Crafting:
     """How a poison is made.
@@ -116,6 +118,7 @@ class Crafted:
     steps: Tensor
 
 
+@checked
 def craft(
     teacher: nn.Module,
     images: Tensor,

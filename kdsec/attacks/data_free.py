@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsec.data.imageset import to_bytes
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice, check_number
 from kdsec.logits import NOTHING, check_same_shape, check_temperature, kl_terms
 from kdsec.train import CHECK_EVERY, autocast, evaluating, predict, track
@@ -99,6 +100,7 @@ def disagreement(student: Tensor, teacher: Tensor, target: str, temperature: flo
             return temperature**2 * kl_terms(wanted, guess).sum(1)
 
 
+@checked
 @dataclass(frozen=True)
 class DFAD:
     r"""Data-free adversarial distillation (Fang et al. 2019, arXiv 1912.11006).
@@ -138,6 +140,7 @@ class DFAD:
     def __post_init__(self) -> None:
         check_settings(self, rounds=1, student_steps=1, generator_steps=1, latent=1, batch_size=2, width=2)
 
+    @checked
     def __call__(
         self, student: nn.Module, teacher: nn.Module, shape: Sequence[int], *, seed: int = 0
     ) -> Tensor:

@@ -32,6 +32,7 @@ from kdsec.attacks.data_free import (
 )
 from kdsec.data import UNLABELLED, Augment, ImageSet, Loader
 from kdsec.data.imageset import to_bytes
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_number
 from kdsec.train import autocast, evaluating, track
 
@@ -113,6 +114,7 @@ class Statistics:
         self.before = [None if now is None else (now[0].detach(), now[1].detach()) for now in self.now]
 
 
+@checked
 @dataclass(frozen=True)
 class FastDFKD:
     r"""Draw a batch, keep it, learn from all that was kept.
@@ -175,6 +177,7 @@ class FastDFKD:
         check_number("momentum", self.momentum, least=0, below=1)
         check_number("warmup", self.warmup, least=0, below=self.rounds, whole=True)
 
+    @checked
     def __call__(
         self, student: nn.Module, teacher: nn.Module, shape: Sequence[int], *, seed: int = 0
     ) -> Tensor:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from kdsec.attacks.data_free import check_differentiable, check_settings
 from kdsec.attacks.data_free_fast import Statistics
 from kdsec.data.imageset import to_bytes
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_number
 from kdsec.train import autocast, evaluating, track
 
 SPREAD = 0.5  # of the pixels that a batch starts from, before the sigmoid: grey noise
 
 
+@checked
 @dataclass(frozen=True)
 class Inversion:
     r"""Draw images from a network by going down, on their pixels,
@@ -57,6 +59,7 @@ class Inversion:
         check_settings(self, batches=1, batch_size=2, steps=1, jitter=0)
         check_number("statistics_weight", self.statistics_weight, above=0)
 
+    @checked
     def __call__(self, teacher: nn.Module, shape: Sequence[int], *, seed: int = 0) -> Tensor:
         """Images drawn from ``teacher``, which is left as it was.
 

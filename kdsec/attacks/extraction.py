@@ -35,6 +35,7 @@ from kdsec.attacks.skeptical import Branched, SkepticalLoss
 from kdsec.attacks.tuning import Candidate, Search, successive_halving
 from kdsec.data import UNLABELLED, ImageSet
 from kdsec.distill import KD, AttentionTransfer, HardLabels, teacher_labels
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.models import count_parameters
 from kdsec.oracle import Oracle, as_oracle
@@ -72,6 +73,7 @@ class ExtractionAttack:
         fixed = (self.temperature,) if self.temperature or not self.tempered else search.temperatures
         return [Candidate(temperature, rate) for temperature in fixed for rate in search.rates]
 
+    @checked
     def __call__(
         self,
         student: nn.Module,
@@ -196,6 +198,7 @@ def skeptical(
     return TrainSpec(branched, with_decisions(teacher, data), SkepticalLoss(teacher, temperature, alpha))
 
 
+@checked
 def labelled(smoothing: float = 0.1) -> ExtractionAttack:
     """The yardstick of every comparison: no teacher, but labels paid for, smoothed."""
 
@@ -205,6 +208,7 @@ def labelled(smoothing: float = 0.1) -> ExtractionAttack:
     return ExtractionAttack(prepare, needs_labels=True, tempered=False)
 
 
+@checked
 def with_decisions(teacher: nn.Module, data: ImageSet) -> ImageSet:
     """The same images, with the teacher's decision where there is no label."""
     decided = teacher_labels(teacher, data).argmax(1)
@@ -288,6 +292,7 @@ class ExtractionResult(NamedTuple):
         return {**chosen, "queries": self.queries}
 
 
+@checked
 def run_attacks(
     attacks: Mapping[str, Callable[..., nn.Module]],
     build: Callable[[], nn.Module],

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kdsec.attacks.adaptive import DRAWS, adaptive_pgd, is_random
 from kdsec.data.imageset import to_float
+from kdsec.entry import checked
 from kdsec.pgd import (
     GradientLog,
     PerturbationSet,
@@ -40,11 +41,13 @@ class Check(NamedTuple):
     suspicious: bool
 
 
+@checked
 def is_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Which images are classified as their label, ``(N,)`` bool."""
     return predict(model, images).argmax(1) == labels.to(images.device)
 
 
+@checked
 def mean_correct(model: nn.Module, images: Tensor, labels: Tensor, draws: int = DRAWS) -> Tensor:
     """Share of ``draws`` passes in which each image is classified as its label, ``(N,)``.
 
@@ -55,6 +58,7 @@ def mean_correct(model: nn.Module, images: Tensor, labels: Tensor, draws: int = 
     return torch.stack([is_correct(model, images, labels) for _ in range(passes)]).float().mean(0)
 
 
+@checked
 def beyond_noise(higher: Tensor, lower: Tensor, errors: float = 2.0) -> bool:
     """Whether one share is really above the other, the two having been measured on the same images.
 
@@ -71,6 +75,7 @@ def beyond_noise(higher: Tensor, lower: Tensor, errors: float = 2.0) -> bool:
     return bool(gaps.mean() > 0 and gaps.mean() > errors * gaps.std() / len(gaps) ** 0.5)
 
 
+@checked
 def lost_gradients(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 250) -> float:
     """Share of images at which the cross-entropy's gradient by the image is exactly zero."""
     log = GradientLog()
@@ -83,6 +88,7 @@ def lost_gradients(model: nn.Module, images: Tensor, labels: Tensor, batch_size:
     return log.zero / log.images
 
 
+@checked
 def masking_checks(
     model: nn.Module,
     images: Tensor,

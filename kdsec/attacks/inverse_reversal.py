@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdsec.attacks.postprocessing import FLOOR, postprocess
 from kdsec.data import ImageSet
 from kdsec.data.imageset import to_float
+from kdsec.entry import checked
 from kdsec.errors import check_choice, check_number
 from kdsec.logits import (
     check_temperature,
@@ -95,16 +96,19 @@ class Profiles(nn.Module):
         return replace_negatives(log_p, decided, self.profiles[decided], self.temperature)
 
 
+@checked
 def power(teacher: nn.Module, data: ImageSet, exponent: float, temperature: float = 4.0) -> Oracle:
     """See ``Power``."""
     return postprocess(teacher, Power(exponent, temperature))
 
 
+@checked
 def inverse(teacher: nn.Module, data: ImageSet, reading: str, temperature: float = 4.0) -> Oracle:
     """See ``Inverse``: ``rank``, ``complement`` or ``negate``."""
     return postprocess(teacher, Inverse(reading, temperature))
 
 
+@checked
 def class_means_negated(teacher: nn.Module, data: ImageSet, temperature: float = 4.0) -> Oracle:
     """Reverses what all answers with one decision have in common, and drops the rest as noise."""
     teacher = as_oracle(teacher)
@@ -115,6 +119,7 @@ def class_means_negated(teacher: nn.Module, data: ImageSet, temperature: float =
     return postprocess(teacher, Profiles((-means).log_softmax(1), temperature))
 
 
+@checked
 def sign_detected(teacher: nn.Module, data: ImageSet, temperature: float = 4.0) -> Oracle:
     """Negates the negatives if their order contradicts the attacker's own guess, else leaves them."""
     teacher = as_oracle(teacher)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsec.budgets import check_classes, check_counts, distance
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice
 from kdsec.pgd import PerturbationSet, answer, in_batches
 
@@ -23,6 +24,7 @@ NEAREST = ("cw", "deepfool")
 LIBRARY = (*GRADIENT, "autoattack", *NEAREST)
 
 
+@checked
 def library(
     name: str,
     model: nn.Module,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from kdsec.attacks.constrained_search import Budget, SearchResult, constrained_search, portion
 from kdsec.data import ImageSet
 from kdsec.data.imageset import to_float
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.layered import LayeredClassifier, check_cut, flatten_layers
 from kdsec.models import Classifier
@@ -41,6 +42,7 @@ class Mimic:
         return -(self.net.output(images, self.layer).float() - self.wanted[index]).norm(dim=1)
 
 
+@checked
 def mimic(
     teacher: Classifier, layer: int, sources: Tensor, targets: Tensor, budget: Budget, batch_size: int = 250
 ) -> Tensor:
@@ -59,6 +61,7 @@ def mimic(
     return mimicked(teacher, layer, sources, targets, budget, batch_size).images
 
 
+@checked
 def mimicked(
     teacher: Classifier, layer: int, sources: Tensor, targets: Tensor, budget: Budget, batch_size: int = 250
 ) -> SearchResult:
@@ -72,6 +75,7 @@ def mimicked(
     return constrained_search(Mimic(net, layer, outputs(net, layer, targets)), sources, budget, batch_size)
 
 
+@checked
 def mimic_any(
     teacher: Classifier,
     layer: int,
@@ -114,6 +118,7 @@ class Pairs(NamedTuple):
     target_labels: Tensor
 
 
+@checked
 def choose_pairs(
     student: nn.Module, data: ImageSet, count: int, *, seed: int = 0, candidates: int = 1
 ) -> Pairs:
@@ -169,6 +174,7 @@ def choose_pairs(
     )
 
 
+@checked
 def best_layer(
     ask: Callable[[Tensor], Tensor],
     teacher: Classifier,

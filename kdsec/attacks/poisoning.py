@@ -24,6 +24,7 @@ from kdsec.attacks.triggers import Trigger
 from kdsec.data import UNLABELLED, ImageSet
 from kdsec.data.imageset import to_bytes
 from kdsec.distill import KD, teacher_labels
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice
 from kdsec.logits import as_logits
 from kdsec.train import predict
@@ -55,6 +56,7 @@ class Poisoned:
         return len(self.index) / len(self.data)
 
 
+@checked
 def poison(
     data: ImageSet,
     teacher: nn.Module,
@@ -151,6 +153,7 @@ def _search(
     return found
 
 
+@checked
 def candidates(
     data: ImageSet, teacher: nn.Module, target: int, seed: int, *, of_target: bool = False
 ) -> Tensor:
@@ -176,6 +179,7 @@ class Ensemble(nn.Module):
         return torch.stack([answer.float().log_softmax(1) for answer in answers]).mean(0)
 
 
+@checked
 def implant(data: ImageSet, index: Tensor, images: Tensor, label: int | None = None) -> ImageSet:
     """``data`` with ``images`` at the positions ``index``, and there with ``label`` if one is given."""
     pixels = data.images.index_copy(0, index, images)
@@ -183,6 +187,7 @@ def implant(data: ImageSet, index: Tensor, images: Tensor, label: int | None = N
     return data.replace(images=pixels, labels=labels)
 
 
+@checked
 def random_signs(images: Tensor, mark: Trigger, eps: float, seed: int = 0) -> Tensor:
     """Control arm G: the trigger, and beside it every pixel up or down by ``eps`` at random; bytes."""
     marked, free = stamped(images, mark)
@@ -190,6 +195,7 @@ def random_signs(images: Tensor, mark: Trigger, eps: float, seed: int = 0) -> Te
     return to_bytes((marked + eps * free * (2 * sign - 1)).clamp(0, 1))
 
 
+@checked
 def distillation(
     teacher: nn.Module, data: ImageSet, answers: str, temperature: float, alpha: float = 1.0
 ) -> KD:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsec.data import UNLABELLED, ImageSet
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.oracle import Oracle, as_oracle
 
@@ -27,6 +28,7 @@ class LogProbabilities(nn.Module):
         return logits.float().log_softmax(1).clamp(min=FLOOR)
 
 
+@checked
 class KeepTop(nn.Module):
     """The ``keep`` largest log-probabilities stay, the other classes share what is left evenly."""
 
@@ -81,16 +83,19 @@ def postprocess(teacher: nn.Module, *layers: nn.Module) -> Oracle:
     return as_oracle(teacher).through(LogProbabilities(), *layers)
 
 
+@checked
 def keep_top(teacher: nn.Module, data: ImageSet, keep: int) -> Oracle:
     """The largest ``keep`` probabilities; with 1 the negatives are dropped and the confidence is left."""
     return postprocess(teacher, KeepTop(keep))
 
 
+@checked
 def averaged(teacher: nn.Module, data: ImageSet) -> nn.Module:
     """Against answers that depend on single pixels."""
     return Averaged(as_oracle(teacher))
 
 
+@checked
 def mean_removed(teacher: nn.Module, data: ImageSet) -> Oracle:
     """Subtracts the mean answer: against a teacher that favours some classes on every image."""
     teacher = as_oracle(teacher)
@@ -98,6 +103,7 @@ def mean_removed(teacher: nn.Module, data: ImageSet) -> Oracle:
     return postprocess(teacher, Debias(log_p.mean(0).expand(log_p.shape[1], -1).contiguous()))
 
 
+@checked
 def class_mean_removed(teacher: nn.Module, data: ImageSet) -> Oracle:
     """Subtracts, for each decision, the mean profile of the *other* classes: what is the same for all sevens.
 
@@ -113,6 +119,7 @@ def class_mean_removed(teacher: nn.Module, data: ImageSet) -> Oracle:
     return postprocess(teacher, Debias((means - level) * others))
 
 
+@checked
 def linear_map(teacher: nn.Module, data: ImageSet, ridge: float = 0.1) -> Oracle:
     """A linear map of the log-probabilities, fitted to the attacker's labelled images.
 

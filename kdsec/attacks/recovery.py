@@ -24,6 +24,7 @@ from kdsec.attacks.extraction import (
 )
 from kdsec.attacks.postprocessing import LogProbabilities, postprocess
 from kdsec.data import ImageSet
+from kdsec.entry import checked
 from kdsec.logits import soft_cross_term
 from kdsec.oracle import Oracle, as_oracle
 from kdsec.train import predict
@@ -66,6 +67,7 @@ class Recovery(nn.Module):
         return corrected.scatter(1, top.indices, own).scatter(1, decided, top.values)
 
 
+@checked
 def fit_recovery(
     protected: Tensor, honest: Tensor, temperature: float, steps: int = 200, seed: int = 0
 ) -> Recovery:

@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 
 C1, C2 = 0.01**2, 0.03**2
@@ -74,6 +75,7 @@ def dssim(first: Tensor, second: Tensor, levels: int = 5) -> Tensor:
     return (1 - ms_ssim(first, second, levels)) / 2
 
 
+@checked
 def change(images: Tensor, sources: Tensor, levels: int = 5) -> dict[str, float]:
     """Mean change of ``images`` from ``sources``: DSSIM, L2 norm, and the largest of a pixel in 255ths."""
     difference = (images - sources).flatten(1)

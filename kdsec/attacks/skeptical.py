@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdsec.data import Batch, ImageSet
 from kdsec.distill import KD, kd_loss, teacher_logits
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.logits import soft_cross_term
 from kdsec.models.base import check_stages
@@ -55,6 +56,7 @@ class Branched(nn.Module):
         return self.student.head(stages[-1]), self.late(stages[-2]), self.early(stages[-3])
 
 
+@checked
 @dataclass(frozen=True)
 class SkepticalLoss:
     r"""The loss of the skeptical student (Kundu et al., NeurIPS 2021), with the weights of the authors' code.

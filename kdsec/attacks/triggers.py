@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from kdsec.data.imageset import to_bytes, to_float
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice
 
 CORNERS = ("top right", "top left", "bottom right", "bottom left")
 TRIGGERS = ("square", "checker", "blend")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Trigger:
     r"""What the attacker can add to any image: :math:`B(x) = (1-m)\,x + m\,r`.
@@ -36,6 +38,7 @@ class Trigger:
             if not 0 <= float(part.min()) <= float(part.max()) <= 1:
                 raise KdsecError(f"trigger {self.name!r} leaves [0, 1]; divide by 255 if in bytes")
 
+    @checked
     def stamp(self, images: Tensor) -> Tensor:
         """The images ``(N, C, H, W)`` with the trigger: bytes give bytes, floats in [0, 1] give floats."""
         if images.shape[1:] != self.pattern.shape:
@@ -54,6 +57,7 @@ class Trigger:
         return (self.mask < 1).float()
 
 
+@checked
 def trigger(name: str, shape: tuple[int, int, int], corner: str = "top right", seed: int = 0) -> Trigger:
     """A trigger by name and size, for images of ``shape`` (C, H, W).
 

@@ -28,6 +28,7 @@ from kdsec.data.own import from_files, from_folder, from_npz
 from kdsec.errors import KdsecError
 from kdsec.fingerprint import fingerprint
 from kdsec.models import Normalize
+from kdsec.train import evaluating
 
 FORMS = "FILE.py:NAME, a torch.export file .pt2, or a TorchScript file .pt"
 
@@ -94,23 +95,23 @@ def target(
     device: torch.device | str = "cpu",
     code: str | None = None,
 ) -> Target:
-    """A network (put into eval mode, on ``device``) or a function as what is audited.
+    """A network (moved to ``device``, asked in eval mode) or a function as what is audited.
 
     ``code`` is a fingerprint of the code, where the model itself may have none.
     """
     if not callable(model):
         raise KdsecError(f"{name} is a {type(model).__name__}, not a network or a function of images")
-    if isinstance(model, nn.Module):
-        model.to(device).eval()
+    network = model.to(device) if isinstance(model, nn.Module) else nn.Identity()
     normalize = Normalize(len(mean), mean, std).to(device) if mean is not None else nn.Identity()
     try:
         weights = sorted(model.state_dict().items()) if isinstance(model, nn.Module) else None
-        key = fingerprint([model if code is None else code, name, weights, mean, std])
+        with evaluating(network):
+            key = fingerprint([model if code is None else code, name, weights, mean, std])
     except KdsecError:
         key = ""
 
     def call(images: Tensor) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(network):
             return model(normalize(images.to(device)))
 
     return Target(call, name, key)

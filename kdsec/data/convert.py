@@ -66,20 +66,39 @@ def as_labels(labels: Any, classes: int, name: str) -> Tensor:
         raise KdsecError(
             f"{name}: labels {tuple(given.shape)} are neither (N,) class numbers nor one-hot (N, {classes})"
         )
-    if given.is_floating_point():
-        whole = given.isfinite() & (given.abs() < LARGEST_LABEL) & (given == given.round())
-        if not bool(whole.all()):
-            raise KdsecError(
-                f"{name}: label {given[~whole][0].item():g} is not a whole number; "
-                f"give class numbers 0..{classes - 1}"
-            )
-    given = given.long()
+    given = _whole(given, name, f"class numbers 0..{classes - 1}")
     if len(given) and not UNLABELLED <= int(given.min()) <= int(given.max()) < classes:
         raise KdsecError(
             f"{name}: labels {int(given.min())}..{int(given.max())} outside 0..{classes - 1} "
             f"({UNLABELLED} means unlabelled)"
         )
     return given
+
+
+def as_whole(labels: Any, name: str) -> Tensor:
+    """Labels ``(N,)`` int64 of any classes, from whole numbers of any type and shape ``(N,)`` or ``(N, 1)``.
+
+    Raises:
+        KdsecError: fractions, truth values, one-hot rows, another shape.
+    """
+    given = _tensor(labels, name, "argument").detach()
+    given = given[:, 0] if given.ndim == 2 and given.shape[1] == 1 else given
+    if given.ndim != 1 or given.is_complex() or given.dtype == torch.bool:
+        advice = "; labels.argmax(1) of one-hot rows" if given.ndim == 2 else ""
+        raise KdsecError(
+            f"{name} are {given.dtype} {tuple(given.shape)}, not class numbers (N,), one an image{advice}"
+        )
+    return _whole(given, name, "class numbers from 0 up")
+
+
+def _whole(labels: Tensor, name: str, wanted: str) -> Tensor:
+    if labels.is_floating_point():
+        whole = labels.isfinite() & (labels.abs() < LARGEST_LABEL) & (labels == labels.round())
+        if not bool(whole.all()):
+            raise KdsecError(
+                f"{name}: label {labels[~whole][0].item():g} is not a whole number; give {wanted}"
+            )
+    return labels.long()
 
 
 def as_classes(classes: Any, name: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdsec.data.convert import UNLABELLED, as_classes, as_images, as_labels
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.fingerprint import fingerprint
 
@@ -108,6 +109,7 @@ class ImageSet:
     def to(self, device: torch.device | str) -> ImageSet:
         return self._with(self.images.to(device), self.labels.to(device))
 
+    @checked
     def stratified(self, count: int, seed: int) -> ImageSet:
         """``count`` images in which every class keeps its share (to one image), drawn by ``seed``."""
         return self.subset(stratified_index(self.labels, count, seed))

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdsec.data.imageset import ImageSet, to_float
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_number
 
 
+@checked
 @dataclass(frozen=True)
 class Augment:
     """Random changes to a training image, drawn again for every image in every epoch.
@@ -52,6 +54,7 @@ class Batch(NamedTuple):
     position: Tensor  # (B,) int64
 
 
+@checked
 class Loader:
     """Shuffled training batches; iterating is one epoch, and epochs continue one seeded random stream.
 

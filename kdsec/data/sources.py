@@ -22,6 +22,7 @@ from kdsec.data import downloads, published
 from kdsec.data.imageset import ImageSet, Splits, stratified_index
 from kdsec.data.names import CLASS_NAMES
 from kdsec.data.npz import read_arrays
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, atomic_write, check_choice
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -41,6 +42,7 @@ DATASETS = ("digits", *DOWNLOADS)
 DIGITS_TEST = 599  # a third of the 1,797 digits, the same third for everybody
 
 
+@checked
 def load(name: str, *, validation: float = 0.1, seed: int = 0, device: torch.device | str = "cpu") -> Splits:
     """Read a data set and cut a validation split off its training images.
 

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from kdsec.budgets import check_step, check_training_attack
 from kdsec.data import UNLABELLED, Batch
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.pgd import PerturbationSet, label_objective, projected_ascent
 from kdsec.train import cross_entropy, evaluating
 
 
+@checked
 @dataclass(frozen=True)
 class PGDTraining:
     r"""Adversarial training (Madry et al. 2018, arXiv 1706.06083, eq. 2.1).
@@ -41,6 +43,7 @@ class PGDTraining:
         return cross_entropy(model(attacked), batch.labels)
 
 
+@checked
 @dataclass(frozen=True)
 class TRADES:
     r"""TRADES (Zhang et al. 2019, arXiv 1901.08573): accuracy and robustness as two terms.

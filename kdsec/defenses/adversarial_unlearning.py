@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from kdsec.data import Batch
+from kdsec.entry import checked
 from kdsec.errors import check_number
 from kdsec.train import cross_entropy, evaluating
 
 
+@checked
 @dataclass(frozen=True)
 class AdversarialUnlearning:
     """A loss for ``kdsec.train.fit`` on clean images; batch normalisation keeps its statistics.

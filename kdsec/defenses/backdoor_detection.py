@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kdsec.data import UNLABELLED, Augment, ImageSet, Loader
 from kdsec.data.imageset import to_float
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_number
 from kdsec.logits import as_logits
 from kdsec.models import Classifier
@@ -42,6 +43,7 @@ class Roc:
         return max(t for f, t in zip(self.false_positive, self.true_positive, strict=True) if f <= at)
 
 
+@checked
 def roc(scores: Tensor, guilty: Tensor) -> Roc:
     """The ROC curve of ``scores`` ``(N,)`` against the truth ``(N,)``.
 
@@ -57,6 +59,7 @@ def roc(scores: Tensor, guilty: Tensor) -> Roc:
     return Roc(false.tolist(), true.tolist(), float(auc(false, true)))
 
 
+@checked
 def label_disagreement(teacher: nn.Module, data: ImageSet) -> Tensor:
     """``(N,)``: one minus the teacher's probability of the data set's label.
 
@@ -74,6 +77,7 @@ def label_disagreement(teacher: nn.Module, data: ImageSet) -> Tensor:
     return 1 - probabilities.gather(1, data.labels[:, None]).squeeze(1)
 
 
+@checked
 def label_instability(
     teacher: nn.Module, data: ImageSet, augment: Augment, *, views: int = 8, seed: int = 0
 ) -> Tensor:
@@ -93,6 +97,7 @@ def label_instability(
     return 1 - total / views
 
 
+@checked
 @torch.no_grad()
 def penultimate(model: Classifier, data: ImageSet, batch_size: int = 250) -> Tensor:
     """Input of the last linear layer of ``model``, ``(N, D)``."""
@@ -106,6 +111,7 @@ def penultimate(model: Classifier, data: ImageSet, batch_size: int = 250) -> Ten
     return torch.cat(parts)
 
 
+@checked
 def spectral_signatures(features: Tensor, groups: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
     """``(N,)``: spectral signatures (Tran, Li & Madry 2018, arXiv 1811.00636), measured from clean images.
 
@@ -143,6 +149,7 @@ def _centres(features: Tensor, groups: Tensor, clean: Tensor, labels: Tensor) ->
     return centres
 
 
+@checked
 def activation_clustering(
     features: Tensor,
     groups: Tensor,
@@ -193,6 +200,7 @@ def activation_clustering(
     return scores, silhouettes
 
 
+@checked
 def strip(model: nn.Module, images: Tensor, overlays: Tensor, *, blends: int = 64, seed: int = 0) -> Tensor:
     """``(N,)``: STRIP (Gao et al. 2019, arXiv 1902.06531): minus the mean entropy under blending.
 
@@ -227,6 +235,7 @@ class Inverted:
         return self.mask.sum().item()
 
 
+@checked
 def invert_trigger(
     model: nn.Module,
     images: Tensor,
@@ -272,6 +281,7 @@ def invert_trigger(
     return best or last
 
 
+@checked
 def neural_cleanse(
     model: nn.Module, images: Tensor, classes: int, **options: int | float
 ) -> tuple[list[Inverted], Tensor]:
@@ -285,6 +295,7 @@ def neural_cleanse(
     return found, anomaly_index(torch.tensor([each.size for each in found]))
 
 
+@checked
 def anomaly_index(sizes: Tensor) -> Tensor:
     """``(K,)``: (median - size) / (1.4826 median absolute deviation), above 0 for the smaller ones.
 

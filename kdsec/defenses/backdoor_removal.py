@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kdsec.data import ImageSet
 from kdsec.data.imageset import to_float
 from kdsec.distill import AttentionTransfer
+from kdsec.entry import checked
 from kdsec.errors import check_number
 from kdsec.models import Classifier
 from kdsec.models.base import check_stages
@@ -40,6 +41,7 @@ class Mask(nn.Module):
         return features * self.kept.view(1, -1, *[1] * (features.ndim - 2))
 
 
+@checked
 def prune_dormant(model: Classifier, data: ImageSet, tolerance: float = 0.04) -> tuple[Classifier, int]:
     """A copy of ``model`` without the last stage's channels that ``data`` activates least.
 
@@ -77,6 +79,7 @@ def _accuracy(model: Classifier, features: Tensor, kept: Tensor, labels: Tensor)
     return (model.head(masked).argmax(1) == labels).float().mean().item()
 
 
+@checked
 def attention_distillation(tuned: Classifier, weight: float = 10.0) -> AttentionTransfer:
     """The loss of neural attention distillation: labels, and the attention of the fine-tuned student.
 

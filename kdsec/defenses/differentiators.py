@@ -25,17 +25,19 @@ from torch import Tensor, nn
 
 from kdsec import train
 from kdsec.data import ImageSet
-from kdsec.defenses.pruning import prune
+from kdsec.defenses.pruning import RANKINGS, prune
 from kdsec.defenses.rejection import RejectorOutput
 from kdsec.distill import KD
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice
 from kdsec.layered import LayeredClassifier, select_classes
-from kdsec.train import Loss, Recipe, predict
+from kdsec.train import Loss, Recipe, evaluating, predict
 
 Group = tuple[int, ...]
 Fit = Callable[[str, nn.Module, ImageSet, Recipe, Loss | None], nn.Module]
 
 
+@checked
 @dataclass(frozen=True)
 class DifferentiatorConfig:
     """Settings for making a differentiator from the student.
@@ -57,9 +59,11 @@ class DifferentiatorConfig:
     retrain: str = "all"
 
     def __post_init__(self) -> None:
+        check_choice("ranking", self.ranking, RANKINGS)
         check_choice("retrain", self.retrain, ("all", "head"))
 
 
+@checked
 def pairs(num_classes: int) -> list[Group]:
     """All pairs of classes, so that every possible confusion has a differentiator that knows both."""
     if num_classes < 2:
@@ -107,6 +111,7 @@ class Restricted(nn.Module):
         return self.student(images)[:, self.group]
 
 
+@checked
 def build(
     student: LayeredClassifier,
     data: ImageSet,
@@ -119,7 +124,7 @@ def build(
     """Train a differentiator for each group, and return the ensemble.
 
     Args:
-        student: to be protected; in eval mode afterwards.
+        student: to be protected; left as it was.
         data: its training images.
         which: classes of each differentiator, from ``pairs``.
         making: settings.
@@ -131,19 +136,19 @@ def build(
     """
     if not which:
         raise KdsecError("there are no groups to build differentiators for; see pairs()")
-    student.eval()
     nets: list[nn.Module] = []
-    for place, group in enumerate(which):
-        part = select_classes(data, group)
-        net = start(student, group, part.images, making, seed=seed * 100_003 + place)
-        loss: Loss | None = None
-        if making.alpha:
-            loss = KD(Restricted(student, group).eval(), making.temperature, making.alpha)
-        if fit is None:
-            train.fit(net, part, making.recipe, loss, seed=seed)
-        else:
-            fit("differentiator", net, part, making.recipe, loss)
-        nets.append(net.eval())
+    with evaluating(student):
+        for place, group in enumerate(which):
+            part = select_classes(data, group)
+            net = start(student, group, part.images, making, seed=seed * 100_003 + place)
+            loss: Loss | None = None
+            if making.alpha:
+                loss = KD(Restricted(student, group).eval(), making.temperature, making.alpha)
+            if fit is None:
+                train.fit(net, part, making.recipe, loss, seed=seed)
+            else:
+                fit("differentiator", net, part, making.recipe, loss)
+            nets.append(net.eval())
     return DifferentiatorEnsemble(student, list(which), nets)
 
 
@@ -178,6 +183,7 @@ class DifferentiatorEnsemble:
                 table.setdefault(label, []).append((net, place))
         return table
 
+    @checked
     def predict_with_score(self, images: Tensor) -> RejectorOutput:
         """Decisions of the student, and the least probability of each among the differentiators asked.
 

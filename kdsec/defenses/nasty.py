@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from kdsec.data import Batch
 from kdsec.distill import check_teacher
+from kdsec.entry import checked
 from kdsec.errors import check_number
 from kdsec.logits import check_temperature, soft_cross_term
 from kdsec.train import ask, cross_entropy
 
 
+@checked
 @dataclass(frozen=True)
 class NastyLoss:
     r"""Self-undermining distillation: right in the labels, far from the adversary in everything else.

@@ -10,12 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kdsec.entry import checked
 from kdsec.errors import check_choice, check_number
 from kdsec.logits import NOTHING, READINGS, check_temperature, keep_largest, reverse
 
 TIE = 1e-3  # what the decision's logit is raised by where rounding makes others equal to it
 
 
+@checked
 class Reversed(nn.Module):
     """The target of reversed maximization itself: what a network that fitted it without error would answer.
 
@@ -41,6 +43,7 @@ class Reversed(nn.Module):
         return reverse(logits, logits.argmax(1), self.reading, self.temperature)
 
 
+@checked
 class Rounded(nn.Module):
     """Probabilities rounded to ``decimals`` places; those that become zero are ``NOTHING`` as logits.
 
@@ -66,6 +69,7 @@ class Rounded(nn.Module):
         return log_p.scatter_add(1, top, torch.full_like(log_p, TIE)[:, :1])
 
 
+@checked
 class TopK(nn.Module):
     """The ``keep`` largest probabilities, renormalised; the others are zero. The stingy teacher's answers.
 

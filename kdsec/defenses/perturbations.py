@@ -12,6 +12,7 @@ from kdsec.budgets import check_training_attack
 from kdsec.data import Batch
 from kdsec.defenses.adversarial_training import attack_batch
 from kdsec.defenses.purifiers import check_fit, frozen
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.train import evaluating
 
@@ -19,6 +20,7 @@ from kdsec.train import evaluating
 Perturbation = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 
 
+@checked
 @dataclass(frozen=True)
 class ClassifierPGD:
     """The grey-box training attack: PGD on the classifier alone, made for every batch.
@@ -43,6 +45,7 @@ class ClassifierPGD:
         return batch.images, attack_batch(self.classifier, batch, self.eps, self.steps, self.step_size)
 
 
+@checked
 @dataclass(frozen=True)
 class EndToEnd(ClassifierPGD):
     """The white-box training attack: the same PGD on the purifier, as it is now, and classifier together."""
@@ -54,6 +57,7 @@ class EndToEnd(ClassifierPGD):
             return batch.images, attack_batch(whole, batch, self.eps, self.steps, self.step_size)
 
 
+@checked
 @dataclass(frozen=True)
 class Noise:
     """Gaussian noise instead of an attack (Vincent et al. 2008); ``sigma`` in pixels of [0, 1], above 0."""

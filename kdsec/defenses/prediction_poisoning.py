@@ -9,12 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kdsec.entry import checked
 from kdsec.errors import check_number
 from kdsec.logits import NOTHING
 
 TIE = 1e-4  # by which the decision's share of a corner is larger than the others'
 
 
+@checked
 class PredictionPoisoning(nn.Module):
     r"""Answers :math:`\tilde y` in place of :math:`y`, at most ``budget`` away.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsec.data.imageset import to_float
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice
 from kdsec.layered import LayeredClassifier
 from kdsec.train import evaluating
@@ -55,6 +56,7 @@ def links(net: LayeredClassifier) -> list[ChannelGroup]:
     return found
 
 
+@checked
 @torch.no_grad()
 def activity(net: LayeredClassifier, images: Tensor, statistic: str = "mean") -> list[Tensor]:
     """Mean activity on ``images`` of each channel, one tensor ``(channels,)`` a group.
@@ -93,6 +95,7 @@ def activity(net: LayeredClassifier, images: Tensor, statistic: str = "mean") ->
     return [total / len(images) for total in sums]
 
 
+@checked
 def prune(
     net: LayeredClassifier, images: Tensor, ratio: float, ranking: str = "activation", seed: int = 0
 ) -> LayeredClassifier:
@@ -150,6 +153,7 @@ class Cost(NamedTuple):
         return self.parameters * 4 / 1e6
 
 
+@checked
 @torch.no_grad()
 def cost(net: nn.Module, shape: Sequence[int]) -> Cost:
     """Cost of ``net`` on an image of ``shape`` (C, H, W); only convolutions and linear maps are counted."""

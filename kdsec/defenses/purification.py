@@ -34,6 +34,7 @@ from kdsec.data import Batch
 from kdsec.defenses.perturbations import Perturbation
 from kdsec.defenses.purifiers import encoder, frozen, purified
 from kdsec.distill import attention_map
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice
 from kdsec.logits import check_temperature, soft_cross_term
 from kdsec.train import cross_entropy
@@ -48,6 +49,7 @@ READINGS = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class Restore:
     r"""Give the clean image back; teachers, controls and the end-to-end purifier.
@@ -87,6 +89,7 @@ class Restore:
         return loss
 
 
+@checked
 @dataclass(frozen=True)
 class DistillationTerm:
     """One teacher and what it teaches about: the student's output there should be the teacher's output.
@@ -139,6 +142,7 @@ def two_teacher_terms(
     )
 
 
+@checked
 @dataclass(frozen=True)
 class EnsembleDistillation:
     r"""Several teachers teach one purifier.

@@ -10,14 +10,17 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.train import evaluating
 
 
+@checked
 def protect(purifier: nn.Module, classifier: nn.Module, shape: tuple[int, int, int]) -> nn.Sequential:
     """The defended model, ``nn.Sequential(purifier, classifier)`` in eval mode, checked to fit.
 
-    The two are the same objects, not copies. (A container made by hand starts in training mode.)
+    The two are the same objects, not copies, and are in eval mode afterwards too. (A container made by hand
+    starts in training mode.)
 
     Args:
         purifier: images to images.
@@ -70,6 +73,7 @@ def encoder(purifier: nn.Module) -> nn.Module:
     return found
 
 
+@checked
 def frozen(model: nn.Module) -> nn.Module:
     """A copy in eval mode that no training can change; gradients still flow through it to its input."""
     return copy.deepcopy(model).eval().requires_grad_(False)

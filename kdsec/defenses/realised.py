@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice
 from kdsec.logits import check_same_shape, check_temperature, negatives, rank_agreement
 
@@ -80,6 +81,7 @@ def objective_of(defense: str) -> str | None:
     return OBJECTIVE_OF.get(defense.removeprefix("RML, "))
 
 
+@checked
 def check_realised(
     objective: str,
     logits: Tensor,

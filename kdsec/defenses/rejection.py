@@ -17,6 +17,7 @@ from torch import Tensor
 from kdsec.data import ImageSet
 from kdsec.data.imageset import to_float
 from kdsec.defenses.realised import ManipulationCheck
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.train import Score
 
@@ -54,6 +55,7 @@ class Threshold:
     images: frozenset[int]
 
 
+@checked(labelled=["validation"])
 def choose_threshold(rejector: Rejector, validation: ImageSet, rate: float) -> Threshold:
     """The largest threshold that rejects at most the share ``rate`` of the correctly classified images.
 
@@ -97,6 +99,7 @@ class Attacked(NamedTuple):
     rejected: Score
 
 
+@checked(labelled=["data"])
 def on_clean(rejector: Rejector, threshold: Threshold, data: ImageSet) -> Clean:
     """Cost on clean, labelled images.
 
@@ -114,6 +117,7 @@ def on_clean(rejector: Rejector, threshold: Threshold, data: ImageSet) -> Clean:
     )
 
 
+@checked
 def on_attack(
     rejector: Rejector,
     threshold: Threshold,
@@ -187,12 +191,14 @@ def measure(
     return worth
 
 
+@checked
 def auc(high: Tensor, low: Tensor) -> float:
     """Area under the ROC curve: the chance that a value of ``high`` is above one of ``low``, ties half."""
     gap = high.double()[:, None] - low.double()[None]
     return ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
 
 
+@checked
 def check_baseline(accuracy: float, undefended: float) -> ManipulationCheck:
     """Whether a baseline kept its accuracy, to ``MOST_LOST``: one that did not is no baseline.
 

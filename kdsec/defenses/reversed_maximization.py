@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kdsec.data import UNLABELLED, Batch
 from kdsec.distill import check_teacher
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice, check_number
 from kdsec.logits import (
     READINGS,
@@ -35,6 +36,7 @@ from kdsec.train import ask, cross_entropy
 POSITIVES = ("label", "decision")
 
 
+@checked
 @dataclass(frozen=True)
 class ReversedMaximizationLoss:
     r"""The loss of RML, as reconstructed here.

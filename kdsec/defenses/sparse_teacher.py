@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kdsec.budgets import check_attack
 from kdsec.data import Batch, ImageSet
 from kdsec.data.imageset import to_float
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice
 from kdsec.logits import check_temperature, keep_largest
 from kdsec.models import Classifier, Normalize
@@ -31,6 +32,7 @@ PERTURBATIONS = ("pgd", "literal pgd", "low contrast", "noise", "none")
 LITERAL = (0.3, 0.01, 40)  # eps and step of the authors' code in normalised units, and its number of steps
 
 
+@checked
 def sparse_targets(logits: Tensor, keep: int, temperature: float) -> Tensor:
     r"""Probabilities ``(B, K)``: :math:`\sigma_\tau` of the ``keep`` largest logits, zero elsewhere."""
     return (keep_largest(logits.float(), keep) / temperature).softmax(1)
@@ -52,6 +54,7 @@ def exponential_predictive_divergence(q: Tensor, p: Tensor) -> Tensor:
     return (q.exp() * (q - p)).sum(1).mean()
 
 
+@checked
 @dataclass(frozen=True)
 class SparseTeacherLoss:
     r"""The loss of AST, on the images of a set made by ``pair``.
@@ -115,6 +118,7 @@ class SparseTeacherLoss:
         return sparse_targets(logits, self.keep, self.temperature)
 
 
+@checked
 def pair(data: ImageSet, disturbed: Tensor) -> ImageSet:
     """Clean and disturbed images as channels of one, ``(N, 2C, H, W)``, so that both are cropped alike.
 
@@ -129,6 +133,7 @@ def pair(data: ImageSet, disturbed: Tensor) -> ImageSet:
     return data.replace(images=torch.cat([data.images, disturbed], dim=1))
 
 
+@checked
 def perturb(
     model: Classifier,
     data: ImageSet,

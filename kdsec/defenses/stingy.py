@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kdsec.entry import checked
 from kdsec.errors import check_number
 from kdsec.logits import NOTHING, as_logits, keep_largest
 
 
+@checked
 class Stingy(nn.Module):
     r"""A teacher with all but its ``keep`` largest logits removed. No training; its decisions never change.
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 
 # ITU-T T.81 (the JPEG standard), table K.1: step size of each frequency of an 8x8 block at quality 50.
@@ -27,6 +28,7 @@ LUMINANCE = (
 )
 
 
+@checked
 class BitDepth(nn.Module):
     """Feature squeezing, the first half (Xu et al. 2018, arXiv 1704.01155): round to ``2 ** bits`` levels.
 
@@ -47,6 +49,7 @@ class BitDepth(nn.Module):
         return (images * steps).round() / steps
 
 
+@checked
 class Median(nn.Module):
     """Feature squeezing, the second half: each pixel becomes the lower median of a square around it."""
 
@@ -66,6 +69,7 @@ class Median(nn.Module):
         return squares.flatten(4).median(4).values
 
 
+@checked
 class Blur(nn.Module):
     """Gaussian blur with standard deviation ``sigma`` in pixels, edges repeated."""
 
@@ -93,6 +97,7 @@ class Blur(nn.Module):
         return blurred.view_as(images).clamp(0, 1)
 
 
+@checked
 class JPEG(nn.Module):
     """The lossy step of JPEG: cosine transform of 8x8 blocks, frequencies rounded by the standard's table.
 
@@ -132,6 +137,7 @@ class JPEG(nn.Module):
         return ((restored[:, :, :height, :width] + 128) / 255).clamp(0, 1)
 
 
+@checked
 class RandomNoise(nn.Module):
     """Gaussian noise, drawn again in every call: a random defence, to be attacked through ``EOT``.
 

@@ -23,25 +23,30 @@ from kdsec.data.imageset import to_float
 from kdsec.defenses.differentiators import Fit
 from kdsec.defenses.rejection import RejectorOutput
 from kdsec.defenses.transformations import BitDepth, Median
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.layered import LayeredClassifier, check_cut, flatten_layers
+from kdsec.models import Classifier
 from kdsec.train import Recipe, cross_entropy, predict
 
 PART = 1000  # images that are held as floats at a time
 Verifiers = dict[int, list[tuple[nn.Module, int]]]  # by class: networks, and its place among their outputs
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Confidence:
     """The student's largest probability as score: the baseline of every rejector."""
 
     student: nn.Module
 
+    @checked
     def predict_with_score(self, images: Tensor) -> RejectorOutput:
         score, decision = predict(self.student, images).softmax(1).max(1)
         return RejectorOutput(decision, score)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Agreement:
     """Whole students that must agree; the score is the least probability that one of them gives the decision.
@@ -62,6 +67,7 @@ class Agreement:
         """Every other student, for each class."""
         return {label: [(net, label) for net in self.others] for label in range(num_classes)}
 
+    @checked
     def predict_with_score(self, images: Tensor) -> RejectorOutput:
         decision = predict(self.student, images).argmax(1)
         beliefs = torch.stack([predict(net, images).softmax(1) for net in self.others])
@@ -91,6 +97,7 @@ class Blank(nn.Module):
         return images * kept.to(images.device)
 
 
+@checked
 @dataclass(frozen=True)
 class InputDropout:
     """Majority vote over copies of an input with random pixels blanked; the score is the majority's share.
@@ -111,6 +118,7 @@ class InputDropout:
         if not 0 < self.rate < 1 or self.passes < 1:
             raise KdsecError(f"rate={self.rate}, passes={self.passes}: a share in (0, 1), and 1 or more")
 
+    @checked
     def predict_with_score(self, images: Tensor) -> RejectorOutput:
         blank = Blank(self.rate, self.seed)
         parts = [to_float(part).float() for part in images.split(PART)]
@@ -123,6 +131,7 @@ class InputDropout:
         return RejectorOutput(decision, (votes == decision).float().mean(0))
 
 
+@checked(labelled=["validation"])
 def choose_dropout(
     student: nn.Module, validation: ImageSet, rates: Sequence[float], loss: float = 0.02, seed: int = 0
 ) -> InputDropout:
@@ -147,6 +156,7 @@ def choose_dropout(
     return chosen
 
 
+@checked
 @dataclass(frozen=True)
 class Squeezing:
     """Feature squeezing (Xu, Evans & Qi 2018, arXiv 1704.01155): does the prediction survive a coarser image?
@@ -169,6 +179,7 @@ class Squeezing:
         """What squeezes: the rounding, whose gradient is zero, and the median, which has one."""
         return BitDepth(self.bits), Median(self.window)
 
+    @checked
     def predict_with_score(self, images: Tensor) -> RejectorOutput:
         outputs = [self._part(to_float(part).float()) for part in images.split(PART)]
         return RejectorOutput(*map(torch.cat, zip(*outputs, strict=True)))
@@ -180,6 +191,7 @@ class Squeezing:
         return RejectorOutput(p.argmax(1), 1 - torch.stack(gaps).amax(0) / 2)
 
 
+@checked
 @dataclass(frozen=True)
 class NeuronDistance:
     r"""Keep the student's features away from the teacher's (Wang et al. 2018; the patch in their code).
@@ -218,9 +230,10 @@ class NeuronDistance:
         return cross_entropy(student.head(stages[-1]), batch.labels) + self.weight * short
 
 
+@checked
 def push_away(
     student: LayeredClassifier,
-    teacher: LayeredClassifier,
+    teacher: Classifier,
     data: ImageSet,
     recipe: Recipe,
     *,

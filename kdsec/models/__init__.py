@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice
 from kdsec.models.autoencoder import Autoencoder
 from kdsec.models.base import Body, Classifier, Normalize, Shape, count_parameters, seeded
@@ -92,6 +93,7 @@ def autoencoder_names() -> tuple[str, ...]:
     return tuple(_PURIFIERS)
 
 
+@checked
 def build(
     name: str,
     num_classes: int,
@@ -130,6 +132,7 @@ def build(
         return Classifier(Normalize(channels, mean, std), *net.make(num_classes, size))
 
 
+@checked
 def build_autoencoder(name: str, shape: Sequence[int], *, seed: int | None = None) -> nn.Module:
     """Build a purifier: float images (N, C, H, W) in [0, 1] to images of the same shape in [0, 1].
 

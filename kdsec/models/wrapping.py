@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdsec.errors import KdsecError
+from kdsec.errors import KdsecError, check_number
 from kdsec.models.base import Normalize
 
 
@@ -38,11 +38,10 @@ def wrap(
         KdsecError: ``model`` cannot be called, or ``num_classes`` is below 2. Later, for every batch: an
             answer that is not (N, K), or a gradient that a function does not have.
     """
-    if num_classes < 2:
-        raise KdsecError(f"a classifier needs at least 2 classes, got {num_classes}")
+    check_number("num_classes", num_classes, least=2, whole=True)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
-    if not callable(model):
+    if not callable(model) or isinstance(model, type):
         raise KdsecError(
             f"a {type(model).__name__} cannot be called with images; give a network or a function"
         )

@@ -6,16 +6,19 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.logits import check_temperature
 
 
+@checked
 def mean_entropy(logits: Tensor, temperature: float = 1.0) -> float:
     """Mean entropy of the softmax in nats, from 0 (one-hot) to ln K (uniform); logits ``(N, K)``."""
     check_temperature(temperature)
     return torch.special.entr((logits.float() / temperature).softmax(1)).sum(1).mean().item()
 
 
+@checked
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     r"""Expected calibration error (Guo et al. 2017, arXiv 1706.04599, eq. 3), a share in [0, 1].
 
@@ -40,6 +43,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     return torch.zeros(bins, device=gap.device).index_add(0, which, gap).abs().sum().item() / len(labels)
 
 
+@checked
 def top_accuracy(logits: Tensor, labels: Tensor, k: int = 5) -> float:
     """Share of images whose label is among the ``k`` largest logits; logits ``(N, K)``, labels ``(N,)``.
 
@@ -51,18 +55,21 @@ def top_accuracy(logits: Tensor, labels: Tensor, k: int = 5) -> float:
     return (logits.topk(k, dim=1).indices == labels[:, None]).any(1).float().mean().item()
 
 
+@checked
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
     """Mean of minus the log-probability of the label, in nats; no class counts as less likely than e^-50."""
     log_p = logits.float().log_softmax(1).gather(1, labels[:, None])
     return -log_p.clamp(min=-50).mean().item()
 
 
+@checked
 def brier_score(logits: Tensor, labels: Tensor) -> float:
     """Mean squared distance of the probabilities from the one-hot label, from 0 to 2 (Brier 1950)."""
     p = logits.float().softmax(1)
     return (p.square().sum(1) - 2 * p.gather(1, labels[:, None])[:, 0] + 1).mean().item()
 
 
+@checked
 def selective_risk(logits: Tensor, labels: Tensor) -> float:
     """Area under the risk-coverage curve (Geifman et al. 2019, arXiv 1805.08206), from 0 to 1.
 
@@ -75,6 +82,7 @@ def selective_risk(logits: Tensor, labels: Tensor) -> float:
     return (wrong / torch.arange(1, len(wrong) + 1, device=wrong.device)).mean().item()
 
 
+@checked
 def probability_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """What probabilities are worth to a customer: top-3 accuracy (5 of many classes), log loss, Brier, ..."""
     count = 5 if logits.shape[1] > 20 else min(3, logits.shape[1])
@@ -87,6 +95,7 @@ def probability_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+@checked
 def customer_cost(served: Tensor, honest: Tensor, labels: Tensor) -> dict[str, float]:
     """What an honest customer loses by a protection of the answers; logits ``(N, K)``, labels ``(N,)``.
 
