@@ -40,6 +40,7 @@ def teacher_labels(teacher: nn.Module, data: ImageSet) -> Tensor:
     return predict(teacher, data)
 
 
+@checked
 def teacher_logits(teacher: Teacher, batch: Batch) -> Tensor:
     """The teacher's logits ``(B, K)`` for a batch: looked up, recalled, or computed without gradient."""
     if isinstance(teacher, Tensor):
@@ -51,6 +52,7 @@ def teacher_logits(teacher: Teacher, batch: Batch) -> Tensor:
     return answer(teacher, batch.images)
 
 
+@checked(values=False)
 def kd_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float) -> Tensor:
     """Hinton's loss: ``alpha`` of the teacher's term and ``1 - alpha`` of the label's cross-entropy."""
     soft, hard = soft_cross_term(student, teacher, temperature), cross_entropy(student, labels)

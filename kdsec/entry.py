@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -31,12 +32,20 @@ NUMBERS = {"features", "clean", "scores", "sizes", "high", "low"}
 # What has as many rows as there are labels; groups belong to features, labels to the clean ones beside them.
 ROWS = {"groups": ("features",)}
 ROWS_OF_LABELS = ("clean", "images", "sources", "logits", "student", "served", "first")
+# How torch begins to say that shapes, or a label and the number of classes, do not fit.
+MISFIT = re.compile(
+    r"cannot be multiplied|expected input.* to have|greater than actual input|size mismatch|must match the s|"
+    r"too small|Expected more than 1|Expected (3D|4D|2D)|should contain|normalized_shape|invalid for input|"
+    r"out of bounds|out of range|not compatible|Sizes of tensors|shape mismatch|inconsistent numbers|"
+    r"doesn't match|Class values must be|solver failed|Incompatible shapes"
+)
 BOUNDS: dict[str, dict[str, float]] = {
     "seed": {"least": 0, "below": 2**32},
     "temperature": {"above": 0},
     "alpha": {"least": 0, "most": 1},
     "smoothing": {"least": 0, "below": 1},
-    "target": {"least": 0},
+    "target": {"least": 0, "most": 10**6},
+    **{name: {"least": 1, "most": 10**6} for name in ("classes", "num_classes", "bins", "terms")},
     **{
         name: {"least": 0}
         for name in ("eps", "kappa", "weight", "beta", "penalty", "ridge", "lr", "components", "needed")
@@ -44,34 +53,35 @@ BOUNDS: dict[str, dict[str, float]] = {
     **{
         name: {"least": 1}
         for name in (
-            *("batch_size", "draws", "restarts", "steps", "rounds", "passes", "blends", "bins", "stages"),
-            *("levels", "window", "bits", "classes", "num_classes", "queries"),
+            *("batch_size", "draws", "restarts", "steps", "rounds", "passes", "blends", "stages"),
+            *("levels", "window", "bits", "queries"),
         )
     },
 }
 
 
 def checked(
-    entry: Entry | None = None, *, labelled: Iterable[str] = (), values: bool = True
+    entry: Entry | None = None, *, labelled: Iterable[str] = (), some: Iterable[str] = (), values: bool = True
 ) -> Any:  # the decorated function or class itself, or a decorator
     """Look at all arguments of a function, or of a class when it is made.
 
     Args:
         entry: what is decorated.
         labelled: names of image sets in which every image must have a label, and there must be some.
+        some: names of images or sets that must not be empty.
         values: look at the numbers in logits and labels too; not where a training or an attack calls it in
             each step.
     """
     if entry is None:
-        return functools.partial(checked, labelled=labelled, values=values)
+        return functools.partial(checked, labelled=labelled, some=some, values=values)
     if isinstance(entry, type):
         made: Any = entry
-        made.__init__ = _checked(made.__init__, (), values)
+        made.__init__ = _checked(made.__init__, (), (), values)
         return made
-    return _checked(entry, tuple(labelled), values)
+    return _checked(entry, tuple(labelled), tuple(some), values)
 
 
-def _checked(function: Any, labelled: tuple[str, ...], values: bool) -> Any:
+def _checked(function: Any, labelled: tuple[str, ...], some: tuple[str, ...], values: bool) -> Any:
     names = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)
@@ -82,11 +92,23 @@ def _checked(function: Any, labelled: tuple[str, ...], values: bool) -> Any:
             if name in checks:
                 given[name] = checks[name](name, value)
         _check_together(given, checks, values)
+        for name in some:
+            if name in given and not len(given[name]):
+                raise KdsecError(f"{name} is empty; give at least one")
         for name in labelled:
-            _check_labelled(name, given.get(name))
+            _check_labelled(given.get(name))
         kept = len(args)
         positional = [given[name] for name in names[:kept]] + list(args[len(names) :])
-        return function(*positional, **{name: given[name] for name in options})
+        try:
+            return function(*positional, **{name: given[name] for name in options})
+        except (RuntimeError, ValueError, IndexError) as error:
+            if "alloc" in str(error) and not isinstance(error, torch.OutOfMemoryError):
+                raise KdsecError(
+                    f"{function.__name__}: not enough memory for a setting this large"
+                ) from error
+            if isinstance(error, torch.OutOfMemoryError) or not MISFIT.search(str(error)):
+                raise
+            raise KdsecError(_misfit(function.__name__, given, str(error))) from error
 
     return wrapper
 
@@ -102,6 +124,7 @@ def _checks(function: Any, values: bool) -> dict[str, Check]:
 
 def _check_of(name: str, hint: Any, default: Any, values: bool) -> Check | None:
     """The check for one parameter; None where its annotation says too little."""
+    hint = hint.__bound__ if isinstance(hint, TypeVar) else hint
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     wanted = [each for each in options if each is not type(None)]
     if name == "shape" and hint is not torch.Size:
@@ -117,7 +140,7 @@ def _check_of(name: str, hint: Any, default: Any, values: bool) -> Check | None:
 
 def _check_of_class(name: str, wanted: list[type], default: Any, values: bool) -> Check | None:
     if Tensor in wanted and name in IMAGES:
-        return _images
+        return functools.partial(_images, sets=len(wanted) > 1)
     if wanted == [Tensor] and name in LABELS:
         return functools.partial(_labels, values=values)
     if wanted == [Tensor] and name in LOGITS:
@@ -129,9 +152,23 @@ def _check_of_class(name: str, wanted: list[type], default: Any, values: bool) -
     others = tuple(kind for kind in wanted if kind not in (int, float))
     if len(others) < len(wanted):
         return lambda label, value: value if isinstance(value, others) else _number(label, value)
+    if wanted == [str]:
+        return _text
     if str in wanted or object in wanted or getattr(wanted[0], "_is_protocol", False):
-        return None  # names are compared with a list where they are used
+        return None
     return functools.partial(_instance, kinds=tuple(wanted))
+
+
+def _misfit(name: str, given: dict[str, Any], said: str) -> str:
+    shapes = [
+        f"{each} {tuple(value.shape)}"
+        for each, value in given.items()
+        if isinstance(getattr(value, "shape", 0), tuple)
+    ]
+    return (
+        f"{name}: what was given does not fit together ({', '.join(shapes) or 'no tensors'}; torch says: "
+        f"{said.splitlines()[0][:100]}); a network must be built for the shape and the classes of its images"
+    )
 
 
 # Kinds
@@ -141,15 +178,23 @@ def _number(name: str, value: Any, whole: bool = False, infinite: bool = False) 
     if infinite and value == math.inf:
         return value
     check_number(name, value, whole=whole, **BOUNDS.get(name, {}))  # type: ignore[arg-type]
+    return value if whole or abs(value) < 2**31 else float(value)  # torch takes no larger whole number
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):  # names are compared with a list where they are used
+        raise KdsecError(f"{name} is {_described(value)}; it must be a string")
     return value
 
 
-def _images(name: str, value: Any) -> Any:
+def _images(name: str, value: Any, sets: bool) -> Any:
     """Bytes, or float32 in [0, 1]; an image set's were looked at when it was made."""
     from kdsec.data import ImageSet  # here, as what is below uses this module too
     from kdsec.data.convert import as_images
 
-    return value if isinstance(value, ImageSet) else as_images(value, name)
+    if isinstance(value, ImageSet):
+        return value if sets else value.images
+    return as_images(value, name)
 
 
 def _labels(name: str, value: Any, values: bool) -> Tensor:
@@ -166,6 +211,8 @@ def _logits(name: str, value: Any, values: bool) -> Tensor:
     from kdsec.logits import as_logits
 
     rows = torch.from_numpy(value) if type(value).__module__ == "numpy" else value
+    if isinstance(rows, Tensor) and not (rows.is_floating_point() or rows.is_complex()):
+        rows = rows.float()
     try:
         return as_logits(rows, len(rows) if isinstance(rows, Tensor) and rows.ndim else 0, values=values)
     except KdsecError as error:
@@ -176,7 +223,7 @@ def _finite(name: str, value: Any) -> Tensor:
     rows = torch.from_numpy(value) if type(value).__module__ == "numpy" else value
     if not isinstance(rows, Tensor) or rows.is_complex() or not rows.ndim or not bool(rows.isfinite().all()):
         raise KdsecError(f"{name} must be a tensor of finite numbers, not {_described(value)}")
-    return rows
+    return rows if rows.is_floating_point() else rows.float()
 
 
 def _described(value: Any) -> str:
@@ -241,7 +288,7 @@ def _check_together(given: dict[str, Any], checks: dict[str, Check], values: boo
             raise KdsecError(f"{name} up to {largest} and {rows.shape[1]} classes do not fit")
 
 
-def _check_labelled(name: str, data: Any) -> None:
+def _check_labelled(data: Any) -> None:
     from kdsec.data import UNLABELLED, ImageSet
 
     if isinstance(data, ImageSet):

@@ -37,7 +37,8 @@ def check_choice(kind: str, value: object, allowed: Iterable[str]) -> str:
         return value
     close = difflib.get_close_matches(str(value), names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise KdsecError(f"unknown {kind} {value!r}; {hint}choose from: {', '.join(names)}")
+    shown = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    raise KdsecError(f"unknown {kind} {shown}; {hint}choose from: {', '.join(names)}")
 
 
 def check_number(

@@ -209,6 +209,13 @@ def feature_distance(first: Tensor, second: Tensor) -> float:
     0 for features that are equal up to rotation, scale and shift; 1 for uncorrelated ones. The widths may
     differ. Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited", arXiv 1905.00414.
     """
+    for each in (first, second):
+        if not isinstance(each, Tensor) or each.ndim != 2 or not len(each) or not bool(each.isfinite().all()):
+            raise KdsecError("features must be two tensors (N, width) of finite numbers, N at least 1")
+    if len(first) != len(second):
+        raise KdsecError(
+            f"features of {len(first)} and of {len(second)} images; give those of the same images"
+        )
     x, y = (each.double() - each.double().mean(0) for each in (first, second))
     shared = (x.T @ y).square().sum()
     return 1 - (shared / ((x.T @ x).norm() * (y.T @ y).norm()).clamp(min=1e-30)).item()
@@ -230,6 +237,8 @@ def select_classes(data: ImageSet, classes: Sequence[int]) -> ImageSet:
     Raises:
         KdsecError: fewer than two classes, one that is named twice or does not exist, or one without images.
     """
+    if not isinstance(classes, Sequence) or isinstance(classes, str):
+        raise KdsecError(f"classes={classes!r} must be a list of class numbers")
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise KdsecError(f"classes {list(classes)}: give at least 2, each once")
     if not all(0 <= each < data.num_classes for each in classes):

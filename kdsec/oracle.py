@@ -137,7 +137,7 @@ def as_oracle(teacher: nn.Module) -> Oracle:
 def pixel_hashes(images: Tensor) -> Tensor:
     """One 64-bit hash an image, ``(B,)``: equal for equal pixels, whatever their order in memory."""
     rows = images.movedim(1, -1) if images.ndim == 4 else images  # a view where memory is channels-last
-    bits = rows.detach().float().reshape(len(images), -1).contiguous().view(torch.int32).long()
+    bits = rows.detach().float().flatten(1).contiguous().view(torch.int32).long()
     return (bits * _weights(bits.shape[1], bits.device)).sum(1)  # modulo 2**64
 
 

@@ -31,7 +31,7 @@ from kdsec.budgets import (
 from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.logits import as_logits, margin
-from kdsec.train import autocast, evaluating, naming_shapes
+from kdsec.train import autocast, evaluating
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 Step = float | Tensor | Callable[[int], float | Tensor]
@@ -232,8 +232,7 @@ def answer(model: nn.Module, images: Tensor) -> Tensor:
         KdsecError: what the model returns is not logits, or a part of it runs in inference mode.
     """
     try:
-        with naming_shapes(images):
-            return as_logits(model(images), len(images), values=False).float()
+        return as_logits(model(images), len(images), values=False).float()
     except RuntimeError as error:
         if "nference tensor" not in str(error):
             raise

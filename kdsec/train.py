@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -36,12 +35,6 @@ OPTIMIZERS = ("sgd", "adam", "muon")
 SCHEDULES = ("one-cycle", "linear", "step", "constant")
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
 PROGRESS = ("bar", "log", "off")
-# How torch begins to say that a layer was made for another number of channels or pixels.
-OTHER_SHAPE = re.compile(
-    r"shapes cannot be multiplied|expected input\b.* to have|[Kk]ernel size can't be greater|size mismatch|"
-    r"must match the size|Output size is too small|Calculated padded input|Expected more than 1 spatial|"
-    r"Expected (3D|4D|2D)|running_mean should contain|Given groups|normalized_shape|is invalid for input"
-)
 CHECK_EVERY = 50  # steps between looks at the loss; looking forces a GPU to finish its work
 
 
@@ -143,6 +136,7 @@ class CrossEntropy:
         return cross_entropy(model(batch.images), batch.labels, self.smoothing)
 
 
+@checked(values=False)
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy over the labelled images of a batch; zero, with zero gradient, if there are none.
 
@@ -205,7 +199,7 @@ def fit(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for step, batch in enumerate(track(batches, steps, label)):
-            with torch.autocast(**cast), naming_shapes(batch.images):
+            with torch.autocast(**cast):
                 value = loss(network, batch)
             if step == 0:
                 _check_first(value, data, loss)
@@ -232,6 +226,8 @@ def _check_task(data: ImageSet, loss: Loss, seed: int) -> None:
         raise KdsecError(
             f"a {type(data).__name__} is not an ImageSet; fit needs ImageSet(images, labels, ...)"
         )
+    if not callable(loss):
+        raise KdsecError(f"loss={loss!r:.60} must be a function loss(model, batch), e.g. KD(teacher)")
     if getattr(loss, "needs_labels", False):
         _check_labelled(data, loss)
     teacher = getattr(loss, "teacher", None)
@@ -349,21 +345,6 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
                 layer.training = mode
 
 
-@contextlib.contextmanager
-def naming_shapes(images: Tensor) -> Iterator[None]:
-    """Say in one line that a network takes other images, where torch says it in its own words."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        said = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or not OTHER_SHAPE.search(said):
-            raise
-        raise KdsecError(
-            f"a network cannot take float images {tuple(images.shape)} ({said.splitlines()[0][:120]}); "
-            "build it for images of this shape, or scale them"
-        ) from error
-
-
 @checked
 @torch.no_grad()
 def ask(model: nn.Module, images: Tensor) -> Tensor:
@@ -378,7 +359,8 @@ def ask(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         KdsecError: what comes back is not logits; see ``kdsec.logits.as_logits``.
     """
-    with evaluating(model), naming_shapes(images):
+    images = to_float(images)
+    with evaluating(model):
         return as_logits(model(images), len(images))
 
 
@@ -403,7 +385,7 @@ def outputs(network: nn.Module, images: Tensor | ImageSet, batch_size: int = 250
 
     @torch.no_grad()
     def returned(network: nn.Module, images: Tensor) -> Tensor:
-        with evaluating(network), naming_shapes(images):
+        with evaluating(network):
             output: Tensor = network(images)
         if not isinstance(output, Tensor) or len(output) != len(images):
             raise KdsecError(f"the network must return a tensor, a row for each of {len(images)} images")

@@ -33,7 +33,7 @@ from kdsec.budgets import (
 from kdsec.data.imageset import to_float
 from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice
-from kdsec.logits import margin
+from kdsec.logits import as_logits, margin
 from kdsec.pgd import LOSSES, GradientLog, PerturbationSet, label_objective, projected_ascent
 from kdsec.train import autocast, evaluating, predict
 
@@ -155,6 +155,8 @@ def worst_case(model: nn.Module, candidates: Sequence[Tensor], labels: Tensor) -
     Raises:
         KdsecError: no candidates, or of different shapes.
     """
+    if not all(isinstance(images, Tensor) for images in candidates):
+        raise KdsecError("candidates must be tensors of images (N, C, H, W), the results of attacks")
     if len({tuple(images.shape) for images in candidates}) != 1:
         raise KdsecError(
             f"{len(candidates)} candidates of shapes {[tuple(images.shape) for images in candidates]}; "
@@ -226,5 +228,10 @@ class EOT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logarithms of mean probabilities, ``(N, K)``."""
-        answers = torch.stack([self.model(images).float().log_softmax(1) for _ in range(self.draws)])
+        answers = torch.stack(
+            [
+                as_logits(self.model(images), len(images), values=False).float().log_softmax(1)
+                for _ in range(self.draws)
+            ]
+        )
         return answers.logsumexp(0) - math.log(self.draws)

@@ -28,6 +28,7 @@ from kdsec.errors import KdsecError
 from kdsec.layered import check_cut, flatten_layers
 from kdsec.logits import margin
 from kdsec.models import Classifier
+from kdsec.pgd import answer
 from kdsec.train import evaluating
 
 Verifiers = Sequence[tuple[nn.Module, int]]  # networks, and which output of each is the target
@@ -66,7 +67,7 @@ class Joint:
             rows = (place >= 0).nonzero().squeeze(1)
             if len(rows):
                 asked = images if len(rows) == len(images) else images[rows]
-                short = (self.kappa + margin(net(asked).float(), place[rows])).clamp(min=0)  # margin is -m
+                short = (self.kappa + margin(answer(net, asked), place[rows])).clamp(min=0)  # margin is -m
                 cost = cost.index_add(0, rows, self.beta * short)
         if self.weight:
             cost = cost - self.weight * self.mimic(images, index) / self.scale[index]

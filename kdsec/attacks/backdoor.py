@@ -98,7 +98,7 @@ def label_survival(
     return Score(kept, views * len(data))
 
 
-@checked
+@checked(some=["images", "originals"])
 def visibility(images: Tensor, originals: Tensor) -> dict[str, float]:
     """How far images ``(N, C, H, W)`` are from their originals, the trigger included; means over the images.
 

@@ -36,7 +36,7 @@ from kdsec.attacks.tuning import Candidate, Search, successive_halving
 from kdsec.data import UNLABELLED, ImageSet
 from kdsec.distill import KD, AttentionTransfer, HardLabels, teacher_labels
 from kdsec.entry import checked
-from kdsec.errors import KdsecError
+from kdsec.errors import KdsecError, check_number
 from kdsec.models import count_parameters
 from kdsec.oracle import Oracle, as_oracle
 from kdsec.train import CrossEntropy, Recipe, ask, evaluate, fit, predict
@@ -261,6 +261,9 @@ def powers(exponents: Iterable[float], temperature: float = 4.0) -> dict[str, Ex
         exponents: s, see ``kdsec.attacks.inverse_reversal.Power``.
         temperature: of the distillation, at which the decision keeps its probability.
     """
+    exponents = list(exponents)
+    for each in exponents:
+        check_number("exponent", each)
     posts = {each: _distil(power, True, exponent=each) for each in exponents}
     return {f"power {s:g}": ExtractionAttack(post, temperature=temperature) for s, post in posts.items()}
 

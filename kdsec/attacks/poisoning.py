@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from kdsec.attacks.crafting import Crafting, craft, stamped
 from kdsec.attacks.triggers import Trigger
 from kdsec.data import UNLABELLED, ImageSet
+from kdsec.data.convert import as_whole
 from kdsec.data.imageset import to_bytes
 from kdsec.distill import KD, teacher_labels
 from kdsec.entry import checked
@@ -182,6 +183,19 @@ class Ensemble(nn.Module):
 @checked
 def implant(data: ImageSet, index: Tensor, images: Tensor, label: int | None = None) -> ImageSet:
     """``data`` with ``images`` at the positions ``index``, and there with ``label`` if one is given."""
+    where = as_whole(index, "index")
+    if (
+        len(where) != len(images)
+        or images.dtype != data.images.dtype
+        or images.shape[1:] != data.images.shape[1:]
+    ):
+        raise KdsecError(
+            f"{len(images)} images {tuple(images.shape[1:])} of {images.dtype} for {len(where)} places among "
+            f"{tuple(data.images.shape[1:])} of {data.images.dtype}; give one image like the set's for each"
+        )
+    if len(where) and not 0 <= int(where.min()) <= int(where.max()) < len(data):
+        raise KdsecError(f"places {int(where.min())}..{int(where.max())} are outside 0..{len(data) - 1}")
+    index = where.to(data.images.device)
     pixels = data.images.index_copy(0, index, images)
     labels = data.labels if label is None else data.labels.index_fill(0, index, label)
     return data.replace(images=pixels, labels=labels)

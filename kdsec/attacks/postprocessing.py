@@ -126,6 +126,8 @@ def linear_map(teacher: nn.Module, data: ImageSet, ridge: float = 0.1) -> Oracle
     It minimises their cross-entropy plus ``ridge`` times its squared distance from the identity.
     """
     known = data.subset(data.labels != UNLABELLED)
+    if not len(known):
+        raise KdsecError(f"{data.name} has no labelled image; a linear map is fitted to some")
     teacher = as_oracle(teacher)
     log_p = postprocess(teacher).query(known)
     identity = torch.eye(log_p.shape[1], device=log_p.device)

@@ -67,7 +67,7 @@ class Recovery(nn.Module):
         return corrected.scatter(1, top.indices, own).scatter(1, decided, top.values)
 
 
-@checked
+@checked(some=["protected", "honest"])
 def fit_recovery(
     protected: Tensor, honest: Tensor, temperature: float, steps: int = 200, seed: int = 0
 ) -> Recovery:

@@ -15,8 +15,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from kdsec.budgets import check_images
+from kdsec.data.imageset import to_float
 from kdsec.entry import checked
-from kdsec.errors import KdsecError
+from kdsec.errors import KdsecError, check_number
 
 C1, C2 = 0.01**2, 0.03**2
 # Wang, Simoncelli & Bovik 2003, section 3.2, finest scale first.
@@ -34,6 +36,8 @@ def ssim(first: Tensor, second: Tensor, window: int = 7, sigma: float | None = N
         sigma: of a Gaussian window, whose moments are weighted means (11 and 1.5 in the paper). None is a
             square window with the unbiased variance and covariance.
     """
+    check_pair(first, second)
+    check_number("window", window, least=1, whole=True)
     luminance, structure = _maps(first, second, window, sigma, unbiased=sigma is None)
     return (luminance * structure).flatten(1).mean(1)
 
@@ -55,6 +59,7 @@ def ms_ssim(first: Tensor, second: Tensor, levels: int = 5) -> Tensor:
     Raises:
         KdsecError: levels out of range, or images too small to be halved so often.
     """
+    check_pair(first, second)
     check_levels(levels, first.shape[-2:])
     weights = [weight / sum(SCALES[:levels]) for weight in SCALES[:levels]]
     product = torch.ones(first.shape[:2], device=first.device)
@@ -75,9 +80,11 @@ def dssim(first: Tensor, second: Tensor, levels: int = 5) -> Tensor:
     return (1 - ms_ssim(first, second, levels)) / 2
 
 
-@checked
+@checked(some=["images", "sources"])
 def change(images: Tensor, sources: Tensor, levels: int = 5) -> dict[str, float]:
     """Mean change of ``images`` from ``sources``: DSSIM, L2 norm, and the largest of a pixel in 255ths."""
+    images, sources = to_float(images), to_float(sources)
+    check_pair(images, sources)
     difference = (images - sources).flatten(1)
     return {
         "DSSIM": dssim(images, sources, levels).mean().item(),
@@ -86,10 +93,25 @@ def change(images: Tensor, sources: Tensor, levels: int = 5) -> dict[str, float]
     }
 
 
+def check_pair(first: Tensor, second: Tensor) -> None:
+    """Refuse anything but two batches of float images of one shape, and in [0, 1] where that costs nothing.
+
+    An attack calls this in every step, with images that it keeps in [0, 1] itself.
+    """
+    for images in (first, second):
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+            raise KdsecError("similarity is between two tensors of float images (N, C, H, W) in [0, 1]")
+        if not images.requires_grad:
+            check_images(images)
+    if first.dtype != second.dtype:
+        raise KdsecError(f"images of {first.dtype} and {second.dtype}; make both float32")
+    if first.shape != second.shape:
+        raise KdsecError(f"images {tuple(first.shape)} and {tuple(second.shape)} differ in shape")
+
+
 def check_levels(levels: int, size: tuple[int, ...] | torch.Size) -> None:
     """Refuse a pyramid with more levels than the images ``(..., H, W)`` can be halved."""
-    if not 1 <= levels <= len(SCALES):
-        raise KdsecError(f"levels={levels} of the pyramid must be 1 to {len(SCALES)}")
+    check_number("levels", levels, least=1, most=len(SCALES), whole=True)
     smallest = min(size[-2:])
     if smallest < 2 ** (levels - 1):
         raise KdsecError(

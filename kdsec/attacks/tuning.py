@@ -50,6 +50,8 @@ class Search:
     def __post_init__(self) -> None:
         check_number("share", self.share, above=0)
         for name, values in {"temperatures": self.temperatures, "rates": self.rates}.items():
+            if not isinstance(values, Sequence) or isinstance(values, str):
+                raise KdsecError(f"{name}={values!r} must be several numbers, for instance (1.0, 4.0)")
             if not values:
                 raise KdsecError(f"{name} of a search are empty; give at least one")
             for value in values:

@@ -52,7 +52,12 @@ def roc(scores: Tensor, guilty: Tensor) -> Roc:
     """
     from sklearn.metrics import auc, roc_curve
 
-    truth = guilty.cpu().numpy()
+    if scores.ndim != 1 or guilty.shape != scores.shape or not bool(((guilty == 0) | (guilty == 1)).all()):
+        raise KdsecError(
+            f"scores {tuple(scores.shape)} and guilty {tuple(guilty.shape)} must both be (N,), guilty a "
+            "truth value for each"
+        )
+    truth = guilty.bool().cpu().numpy()
     if truth.all() or not truth.any():
         raise KdsecError("a ROC curve needs some poisons and some honest images; this set has only one kind")
     false, true, _ = roc_curve(truth, scores.detach().float().cpu().numpy(), drop_intermediate=False)
@@ -200,7 +205,7 @@ def activation_clustering(
     return scores, silhouettes
 
 
-@checked
+@checked(some=["images", "overlays"])
 def strip(model: nn.Module, images: Tensor, overlays: Tensor, *, blends: int = 64, seed: int = 0) -> Tensor:
     """``(N,)``: STRIP (Gao et al. 2019, arXiv 1902.06531): minus the mean entropy under blending.
 
@@ -235,7 +240,7 @@ class Inverted:
         return self.mask.sum().item()
 
 
-@checked
+@checked(some=["images"])
 def invert_trigger(
     model: nn.Module,
     images: Tensor,
@@ -295,7 +300,7 @@ def neural_cleanse(
     return found, anomaly_index(torch.tensor([each.size for each in found]))
 
 
-@checked
+@checked(some=["sizes"])
 def anomaly_index(sizes: Tensor) -> Tensor:
     """``(K,)``: (median - size) / (1.4826 median absolute deviation), above 0 for the smaller ones.
 

@@ -45,6 +45,8 @@ def purified(purifier: nn.Module, views: dict[str, Tensor]) -> dict[str, Tensor]
     given = torch.cat(list(views.values())) if len(views) > 1 else next(iter(views.values()))
     check_fit(purifier, given)
     made = purifier(given)
+    if not isinstance(made, Tensor):
+        raise KdsecError(f"a purifier must return images (N, C, H, W), not a {type(made).__name__}")
     if made.shape != given.shape:
         raise KdsecError(
             f"the purifier makes images {tuple(made.shape[1:])} of images {tuple(given.shape[1:])}; its "

@@ -144,6 +144,8 @@ def choose_dropout(
         loss: allowed loss of accuracy, a share.
         seed: of the blanked pixels.
     """
+    if not isinstance(rates, Sequence):
+        raise KdsecError(f"rates={rates!r} must be a list of shares")
     alone = (predict(student, validation).argmax(1) == validation.labels).float().mean().item()
     tried = [InputDropout(student, rate, seed=seed) for rate in sorted(rates)]
     if not tried:

@@ -139,7 +139,10 @@ def _per_channel(
 ) -> list[float]:
     if values is None:
         return [default] * channels
-    numbers = [float(value) for value in values]
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise KdsecError(f"{name}={values!r:.40} must be a list of numbers, one for each channel") from None
     if len(numbers) != channels:
         raise KdsecError(f"{name} has {len(numbers)} values for {channels} channels; give one each")
     if not all(math.isfinite(number) and 0 <= number <= 1 for number in numbers):
