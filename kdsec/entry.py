@@ -28,7 +28,14 @@ Check = Callable[[str, Any], Any]
 IMAGES = {"images", "sources", "targets", "originals", "overlays", "disturbed"}
 LABELS = {"labels", "source_labels", "target_labels", "positive", "target", "groups"}
 LOGITS = {"logits", "student", "teacher", "served", "honest", "protected", "control"}
-NUMBERS = {"features", "clean", "scores", "sizes", "high", "low"}
+NUMBERS = {
+    "features": 2,
+    "clean": 2,
+    "scores": 1,
+    "sizes": 1,
+    "high": 1,
+    "low": 1,
+}  # and of how many dimensions
 # What has as many rows as there are labels; groups belong to features, labels to the clean ones beside them.
 ROWS = {"groups": ("features",)}
 ROWS_OF_LABELS = ("clean", "images", "sources", "logits", "student", "served", "first")
@@ -45,10 +52,14 @@ BOUNDS: dict[str, dict[str, float]] = {
     "alpha": {"least": 0, "most": 1},
     "smoothing": {"least": 0, "below": 1},
     "target": {"least": 0, "most": 10**6},
+    "wanted": {"above": 0, "most": 1},
+    "rho": {"least": 0, "below": 1},
+    "components": {"least": 1},
+    **{name: {"least": 0, "most": 1} for name in ("accuracy", "undefended", "loss")},
     **{name: {"least": 1, "most": 10**6} for name in ("classes", "num_classes", "bins", "terms")},
     **{
         name: {"least": 0}
-        for name in ("eps", "kappa", "weight", "beta", "penalty", "ridge", "lr", "components", "needed")
+        for name in ("eps", "kappa", "weight", "beta", "penalty", "ridge", "lr", "tolerance", "needed")
     },
     **{
         name: {"least": 1}
@@ -221,14 +232,16 @@ def _logits(name: str, value: Any, values: bool) -> Tensor:
 
 def _finite(name: str, value: Any) -> Tensor:
     rows = torch.from_numpy(value) if type(value).__module__ == "numpy" else value
-    if not isinstance(rows, Tensor) or rows.is_complex() or not rows.ndim or not bool(rows.isfinite().all()):
-        raise KdsecError(f"{name} must be a tensor of finite numbers, not {_described(value)}")
+    is_real = isinstance(rows, Tensor) and rows.ndim == NUMBERS[name] and not rows.is_complex()
+    if not is_real or not bool(rows.isfinite().all()):
+        form = "(N, width)" if NUMBERS[name] == 2 else "(N,)"
+        raise KdsecError(f"{name} must be a tensor {form} of finite numbers, not {_described(value)}")
     return rows if rows.is_floating_point() else rows.float()
 
 
 def _described(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)} with others"
+        return f"{value.dtype} {tuple(value.shape)} with {'other' if value.isnan().any() else 'such'} values"
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 

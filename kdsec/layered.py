@@ -210,7 +210,13 @@ def feature_distance(first: Tensor, second: Tensor) -> float:
     differ. Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited", arXiv 1905.00414.
     """
     for each in (first, second):
-        if not isinstance(each, Tensor) or each.ndim != 2 or not len(each) or not bool(each.isfinite().all()):
+        if (
+            not isinstance(each, Tensor)
+            or each.ndim != 2
+            or each.is_complex()
+            or not len(each)
+            or not bool(each.isfinite().all())
+        ):
             raise KdsecError("features must be two tensors (N, width) of finite numbers, N at least 1")
     if len(first) != len(second):
         raise KdsecError(

@@ -164,6 +164,8 @@ def direction(gradient: Tensor, norm: str) -> Tensor:
 
 def input_gradient(value: Tensor, images: Tensor) -> Tensor:
     """Gradient of the sum of ``value`` ``(n,)`` by ``images``: that of an image depends on no other image."""
+    if value.device.type == "cpu" and bool(value.isnan().any()):  # its gradient's sign would be 0
+        raise KdsecError("the attack met logits that are not numbers; check the model's weights")
     found = torch.autograd.grad(value.sum(), images, allow_unused=True)[0] if value.requires_grad else None
     if found is None:
         raise KdsecError(NO_GRADIENT)

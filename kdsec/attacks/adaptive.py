@@ -35,7 +35,7 @@ from kdsec.entry import checked
 from kdsec.errors import KdsecError, check_choice
 from kdsec.logits import as_logits, margin
 from kdsec.pgd import LOSSES, GradientLog, PerturbationSet, label_objective, projected_ascent
-from kdsec.train import autocast, evaluating, predict
+from kdsec.train import PRECISIONS, autocast, evaluating, predict
 
 DRAWS = 20  # passes whose mean judges a random model
 
@@ -79,6 +79,7 @@ def adaptive_pgd(
     """
     labels = check_attack(images, labels, eps, norm)
     check_counts(steps=steps, batch_size=batch_size)
+    check_choice("precision", precision, PRECISIONS)
     _check_attempts(eps, losses, restarts + len(starts))
     generator, log, clean = torch.Generator().manual_seed(seed), GradientLog(), pixels(images)
     order, draws = wrong_classes(model, clean, labels), DRAWS if is_random(model, clean) else 1

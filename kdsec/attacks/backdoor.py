@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from kdsec.attacks.poisoning import check_target
 from kdsec.attacks.similarity import ssim
 from kdsec.attacks.triggers import Trigger
+from kdsec.budgets import check_classes
 from kdsec.data import Augment, ImageSet, Loader
 from kdsec.data.imageset import to_float
 from kdsec.entry import checked
-from kdsec.errors import KdsecError
+from kdsec.errors import KdsecError, check_number
 from kdsec.train import Score, predict
 
 SUCCESS, FLOOR = "attack success", "false-target rate"
@@ -44,7 +45,9 @@ def others(data: ImageSet, target: int) -> ImageSet:
 @checked
 def taken_for(model: nn.Module, images: Tensor, target: int) -> Score:
     """How many of ``images`` the model calls ``target``."""
-    return Score(int((predict(model, images).argmax(1) == target).sum()), len(images))
+    logits = predict(model, images)
+    check_classes(target, logits)
+    return Score(int((logits.argmax(1) == target).sum()), len(images))
 
 
 @checked
@@ -69,7 +72,9 @@ class Backdoor(NamedTuple):
 def measure(model: nn.Module, data: ImageSet, mark: Trigger, target: int) -> Backdoor:
     """Clean accuracy, false-target rate and attack success on one labelled set."""
     rest = others(data, target)
-    answer = predict(model, data).argmax(1)
+    logits = predict(model, data)
+    check_classes(data.num_classes - 1, logits)
+    answer = logits.argmax(1)
     floor = Score(int((answer[data.labels != target] == target).sum()), len(rest))
     accuracy = Score(int((answer == data.labels).sum()), len(data))
     return Backdoor(accuracy, floor, taken_for(model, mark.stamp(rest.images), target))
@@ -93,6 +98,7 @@ def label_survival(
     The views are those of training (crop, flip, cutout). Those that no longer count are labelled by a teacher
     that is asked online with what the image really shows.
     """
+    check_number("views", views, least=1, whole=True)
     loader = Loader(data, 1000, augment=augment, seed=seed, drop_last=False)
     kept = sum(taken_for(teacher, batch.images, target).correct for _ in range(views) for batch in loader)
     return Score(kept, views * len(data))

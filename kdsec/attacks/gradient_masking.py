@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsec.attacks.adaptive import DRAWS, adaptive_pgd, is_random
+from kdsec.budgets import check_classes
 from kdsec.data.imageset import to_float
 from kdsec.entry import checked
 from kdsec.pgd import (
@@ -44,7 +45,10 @@ class Check(NamedTuple):
 @checked
 def is_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Which images are classified as their label, ``(N,)`` bool."""
-    return predict(model, images).argmax(1) == labels.to(images.device)
+    logits = predict(model, images)
+    if len(labels):
+        check_classes(int(labels.max()), logits)
+    return logits.argmax(1) == labels.to(images.device)
 
 
 @checked

@@ -26,7 +26,7 @@ from kdsec.data.convert import as_whole
 from kdsec.data.imageset import to_bytes
 from kdsec.distill import KD, teacher_labels
 from kdsec.entry import checked
-from kdsec.errors import KdsecError, check_choice
+from kdsec.errors import KdsecError, check_choice, check_number
 from kdsec.logits import as_logits
 from kdsec.train import predict
 
@@ -204,6 +204,7 @@ def implant(data: ImageSet, index: Tensor, images: Tensor, label: int | None = N
 @checked
 def random_signs(images: Tensor, mark: Trigger, eps: float, seed: int = 0) -> Tensor:
     """Control arm G: the trigger, and beside it every pixel up or down by ``eps`` at random; bytes."""
+    check_number("eps", eps, least=0, most=1)
     marked, free = stamped(images, mark)
     sign = torch.randint(2, images.shape, generator=torch.Generator().manual_seed(seed)).to(images.device)
     return to_bytes((marked + eps * free * (2 * sign - 1)).clamp(0, 1))

@@ -91,6 +91,17 @@ def as_whole(labels: Any, name: str) -> Tensor:
     return _whole(given, name, "class numbers from 0 up")
 
 
+def as_index(index: Any, name: str) -> Tensor:
+    """Positions ``(n,)`` or a mask ``(N,)`` of images, from a tensor, an array or a list."""
+    given = _tensor(index, "index", name)
+    if given.ndim != 1 or given.is_floating_point() or given.is_complex():
+        raise KdsecError(
+            f"{name}: index {given.dtype} {tuple(given.shape)} selects no images; give a slice, positions "
+            "(n,) or a mask (N,)"
+        )
+    return given
+
+
 def _whole(labels: Tensor, name: str, wanted: str) -> Tensor:
     if labels.is_floating_point():
         whole = labels.isfinite() & (labels.abs() < LARGEST_LABEL) & (labels == labels.round())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdsec.data.convert import UNLABELLED, as_classes, as_images, as_labels
+from kdsec.data.convert import UNLABELLED, as_classes, as_images, as_index, as_labels
 from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.fingerprint import fingerprint
@@ -87,6 +87,8 @@ class ImageSet:
 
     def subset(self, index: Tensor | slice) -> ImageSet:
         """The selected images, in the order of ``index``."""
+        if not isinstance(index, slice):
+            index = as_index(index, self.name)
         try:
             return self._with(self.images[index], self.labels[index])
         except (IndexError, TypeError) as error:

@@ -52,7 +52,7 @@ def roc(scores: Tensor, guilty: Tensor) -> Roc:
     """
     from sklearn.metrics import auc, roc_curve
 
-    if scores.ndim != 1 or guilty.shape != scores.shape or not bool(((guilty == 0) | (guilty == 1)).all()):
+    if guilty.shape != scores.shape or not bool(((guilty == 0) | (guilty == 1)).all()):
         raise KdsecError(
             f"scores {tuple(scores.shape)} and guilty {tuple(guilty.shape)} must both be (N,), guilty a "
             "truth value for each"
@@ -95,6 +95,7 @@ def label_instability(
     answer = predict(teacher, data).argmax(1)
     total = torch.zeros(len(data), device=data.images.device)
     loader = Loader(data, 1000, augment=augment, seed=seed, drop_last=False)
+    check_number("views", views, least=1, whole=True)
     for _ in range(views):
         for batch in loader:
             probabilities = predict(teacher, batch.images).softmax(1)
@@ -102,7 +103,7 @@ def label_instability(
     return 1 - total / views
 
 
-@checked
+@checked(some=["data"])
 @torch.no_grad()
 def penultimate(model: Classifier, data: ImageSet, batch_size: int = 250) -> Tensor:
     """Input of the last linear layer of ``model``, ``(N, D)``."""

@@ -41,7 +41,7 @@ class Mask(nn.Module):
         return features * self.kept.view(1, -1, *[1] * (features.ndim - 2))
 
 
-@checked
+@checked(some=["data"])
 def prune_dormant(model: Classifier, data: ImageSet, tolerance: float = 0.04) -> tuple[Classifier, int]:
     """A copy of ``model`` without the last stage's channels that ``data`` activates least.
 

@@ -29,7 +29,7 @@ from kdsec.defenses.pruning import RANKINGS, prune
 from kdsec.defenses.rejection import RejectorOutput
 from kdsec.distill import KD
 from kdsec.entry import checked
-from kdsec.errors import KdsecError, check_choice
+from kdsec.errors import KdsecError, check_choice, check_number
 from kdsec.layered import LayeredClassifier, select_classes
 from kdsec.train import Loss, Recipe, evaluating, predict
 
@@ -59,6 +59,7 @@ class DifferentiatorConfig:
     retrain: str = "all"
 
     def __post_init__(self) -> None:
+        check_number("ratio", self.ratio, least=0, below=1)
         check_choice("ranking", self.ranking, RANKINGS)
         check_choice("retrain", self.retrain, ("all", "head"))
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from kdsec.entry import checked
-from kdsec.errors import KdsecError, check_choice
+from kdsec.errors import KdsecError, check_choice, check_number
 from kdsec.logits import check_same_shape, check_temperature, negatives, rank_agreement
 
 OBJECTIVES = ("reversed", "evened", "moved", "sparse")
@@ -107,6 +107,7 @@ def check_realised(
     """
     check_choice("objective", objective, OBJECTIVES)
     check_temperature(temperature)
+    check_number("keep", keep, least=1, whole=True)
     check_same_shape(logits, honest)
     if not len(logits):
         raise KdsecError("there are no held-out answers to check a defence on; give at least one image")

@@ -194,8 +194,6 @@ def measure(
 @checked(some=["high", "low"])
 def auc(high: Tensor, low: Tensor) -> float:
     """Area under the ROC curve: the chance that a value of ``high`` is above one of ``low``, ties half."""
-    if high.ndim != 1 or low.ndim != 1:
-        raise KdsecError(f"scores {tuple(high.shape)} and {tuple(low.shape)} must be (N,) and (M,)")
     gap = high.double()[:, None] - low.double()[None]
     return ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
 
