@@ -46,6 +46,7 @@ MISFIT = re.compile(
     r"out of bounds|out of range|not compatible|Sizes of tensors|shape mismatch|inconsistent numbers|"
     r"doesn't match|Class values must be|solver failed|Incompatible shapes"
 )
+# Bounds that a number has wherever it is given; other bounds are checked where they are used.
 BOUNDS: dict[str, dict[str, float]] = {
     "seed": {"least": 0, "below": 2**32},
     "temperature": {"above": 0},
@@ -54,20 +55,10 @@ BOUNDS: dict[str, dict[str, float]] = {
     "target": {"least": 0, "most": 10**6},
     "wanted": {"above": 0, "most": 1},
     "rho": {"least": 0, "below": 1},
-    "components": {"least": 1},
     **{name: {"least": 0, "most": 1} for name in ("accuracy", "undefended", "loss")},
-    **{name: {"least": 1, "most": 10**6} for name in ("classes", "num_classes", "bins", "terms")},
-    **{
-        name: {"least": 0}
-        for name in ("eps", "kappa", "weight", "beta", "penalty", "ridge", "lr", "tolerance", "needed")
-    },
-    **{
-        name: {"least": 1}
-        for name in (
-            *("batch_size", "draws", "restarts", "steps", "rounds", "passes", "blends", "stages"),
-            *("levels", "window", "bits", "queries"),
-        )
-    },
+    **{name: {"least": 0} for name in ("kappa", "ridge", "tolerance", "needed")},
+    **{name: {"least": 1} for name in ("batch_size", "draws", "blends", "components", "window")},
+    **{name: {"least": 1, "most": 10**6} for name in ("classes", "num_classes", "bins")},
 }
 
 
@@ -114,12 +105,10 @@ def _checked(function: Any, labelled: tuple[str, ...], some: tuple[str, ...], va
             return function(*positional, **{name: given[name] for name in options})
         except (RuntimeError, ValueError, IndexError) as error:
             if "alloc" in str(error) and not isinstance(error, torch.OutOfMemoryError):
-                raise KdsecError(
-                    f"{function.__name__}: not enough memory for a setting this large"
-                ) from error
+                raise KdsecError(f"{_name(function)}: not enough memory for a setting this large") from error
             if isinstance(error, torch.OutOfMemoryError) or not MISFIT.search(str(error)):
                 raise
-            raise KdsecError(_misfit(function.__name__, given, str(error))) from error
+            raise KdsecError(_misfit(_name(function), given, str(error))) from error
 
     return wrapper
 
@@ -170,6 +159,11 @@ def _check_of_class(name: str, wanted: list[type], default: Any, values: bool) -
     return functools.partial(_instance, kinds=tuple(wanted))
 
 
+def _name(function: Any) -> str:
+    """As a user knows it: a class by its name."""
+    return str(function.__qualname__.removesuffix(".__call__").removesuffix(".__init__"))
+
+
 def _misfit(name: str, given: dict[str, Any], said: str) -> str:
     shapes = [
         f"{each} {tuple(value.shape)}"
@@ -214,7 +208,7 @@ def _labels(name: str, value: Any, values: bool) -> Tensor:
     labels = as_whole(value, name)
     if values and len(labels) and int(labels.min()) < 0:
         missing = "images without one" if int(labels.min()) == UNLABELLED else "negative ones"
-        raise KdsecError(f"{name} must be class numbers from 0 up, got {missing}")
+        raise KdsecError(f"{name} must be one label an image, a class number from 0 up; got {missing}")
     return labels
 
 
@@ -295,7 +289,7 @@ def _check_together(given: dict[str, Any], checks: dict[str, Check], values: boo
             continue
         rows = given[beside]
         if len(labels) != len(rows):
-            raise KdsecError(f"{len(labels)} {name} and {len(rows)} {beside} do not fit; give one for each")
+            raise KdsecError(f"{len(labels)} {name} for {len(rows)} {beside}; give one label an image, (N,)")
         largest = int(labels.max()) if values and beside in LOGITS and len(labels) else -1
         if largest >= (rows.shape[1] if rows.ndim > 1 else 1):
             raise KdsecError(f"{name} up to {largest} and {rows.shape[1]} classes do not fit")

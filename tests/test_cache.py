@@ -6,9 +6,11 @@ import errno
 import io
 import multiprocessing
 import os
+import random
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -248,3 +250,48 @@ def test_counting_operations_asks_an_oracle_nothing_new(tmp_path):
         Cache(tmp_path / str(count)).fit(net(), data, RECIPE, KD(oracle, alpha=1.0))
         counts.append(oracle.queries)
     assert counts[0] == counts[1] == 128 // 64 * 64
+
+
+@pytest.mark.parametrize("draw", [np.random.rand, random.random, lambda: torch.rand(1).item()])
+def test_a_result_that_draws_from_a_shared_stream_is_not_kept(tmp_path, capsys, draw):
+    cache = Cache(tmp_path)
+    made = [
+        cache.tensors("drawn", "key", torch.device("cpu"), lambda: {"a": torch.tensor([draw()])})["a"]
+        for _ in range(3)
+    ]
+    assert len({float(each) for each in made}) == 3 and cache.hits == 0 and cache.misses == 3
+    assert capsys.readouterr().err.count("is not kept") == 3 and not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("label", ["a/b", "../../outside", "a\0b", "a\nb", "x" * 999, "*", "", None])
+def test_any_label_stays_inside_the_folder(tmp_path, label):
+    folder = tmp_path / "inside"
+    for _ in range(2):
+        cache = Cache(str(folder))  # a string does as well
+        cache.tensors(label, "key", torch.device("cpu"), lambda: {"a": torch.zeros(1)})
+    assert cache.hits == 1 and [each.name for each in tmp_path.iterdir()] == ["inside"]
+
+
+@pytest.mark.parametrize(
+    "made", [None, torch.zeros(1), {"a": 3}, {1: torch.zeros(1)}, {"a": torch.eye(2).to_sparse()}]
+)
+def test_only_dense_tensors_by_name_are_kept(tmp_path, made):
+    with pytest.raises(KdsecError, match="tensor"):
+        Cache(tmp_path).tensors("a", "key", torch.device("cpu"), lambda: made)
+
+
+@pytest.mark.parametrize("folder", ["", None, 5, "/etc/passwd", "/proc/none"])
+def test_what_is_no_folder_is_one_line(folder):
+    with pytest.raises(KdsecError, match="cache folder"):
+        Cache(folder).tensors("a", "key", torch.device("cpu"), lambda: {"a": torch.zeros(1)})
+
+
+def test_an_entry_that_cannot_be_read_is_made_again(tmp_path, capsys):
+    for _ in range(2):
+        Cache(tmp_path).tensors("a", "key", torch.device("cpu"), lambda: {"a": torch.zeros(1)})
+    (entry,) = tmp_path.glob("*.safetensors")
+    entry.unlink()
+    entry.symlink_to("/proc/self/mem")
+    again = Cache(tmp_path)
+    again.tensors("a", "key", torch.device("cpu"), lambda: {"a": torch.zeros(1)})
+    assert again.misses == 1 and "making it again" in capsys.readouterr().err

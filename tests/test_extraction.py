@@ -379,7 +379,7 @@ def test_a_student_larger_than_memory(digits, teacher, error):
 
 def test_other_errors_are_not_hidden(digits, teacher):
     def broken(*_, **__):
-        raise RuntimeError("shapes cannot be multiplied")
+        raise RuntimeError("something else broke")
 
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+    with pytest.raises(RuntimeError, match="something else broke"):
         EXTRACTION_ATTACKS["soft labels"](build(digits), teacher, digits.train, SHORT, fit=broken)

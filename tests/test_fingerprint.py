@@ -400,3 +400,148 @@ def test_source_fingerprint_follows_the_text(tmp_path):
     assert source_fingerprint(tmp_path) == before
     file.write_text("x = 2\n")
     assert source_fingerprint(file) != before
+
+
+class Forgetful:
+    """Leaves its setting out of a pickle."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __getstate__(self):
+        return {}
+
+
+class Constant(Forgetful):
+    def __reduce__(self):
+        return Constant, (0,)
+
+
+class Named(Forgetful):
+    def __reduce__(self):
+        return "Named"
+
+
+class Slotted:
+    __slots__ = ("size",)
+
+    def __init__(self, size):
+        self.size = size
+
+
+class Array(np.ndarray):
+    pass
+
+
+class Text(str):
+    pass
+
+
+def with_attribute(value, size):
+    value.size = size
+    return value
+
+
+def class_with(**members):
+    return type("Made", (), members)()
+
+
+PAIRS = {
+    "left out of a pickle": Forgetful,
+    "pickled as a constant": Constant,
+    "pickled by name": Named,
+    "slots": Slotted,
+    "memory of a function": lambda size: functools.lru_cache(lambda x: x * size),
+    "array with an attribute": lambda size: with_attribute(np.zeros(1).view(Array), size),
+    "text with an attribute": lambda size: with_attribute(Text("a"), size),
+    "special method": lambda size: class_with(__call__=functools.partialmethod(max, size)),
+    "special attribute": lambda size: class_with(__size__=size),
+    "metaclass": lambda size: type("Meta", (type,), {"size": size})("Made", (), {})(),
+    "descriptor": lambda size: class_with(size=types.DynamicClassAttribute(lambda self: size)),
+    "expression": lambda size: __import__("re").compile(f"a{size}"),
+    "module": lambda size: with_attribute(types.ModuleType("made"), size),
+}
+
+
+@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("kind", PAIRS)
+@given(one=st.integers(0, 9), other=st.integers(0, 9))
+def test_settings_that_a_pickle_or_a_class_hides_count(kind, one, other):
+    make = PAIRS[kind]
+    assert (fingerprint(make(one)) == fingerprint(make(other))) == (one == other)
+
+
+def test_names_read_at_run_time_cannot_be_keyed():
+    for source in ("def made(x): return globals()['SIZE']", "made = lambda x: eval('SIZE')"):
+        with pytest.raises(KdsecError, match="reads names while it runs"):
+            fingerprint(typed(source, SIZE=1))
+    assert fingerprint(typed("made = lambda model: model.eval()"))
+
+
+READS = {
+    "attribute": "def made(x): return settings_of_mine.T",
+    "by name": "def made(x): return getattr(settings_of_mine, 'T')",
+    "import inside": "def made(x):\n import settings_of_mine\n return settings_of_mine.T",
+    "import of a name": "def made(x):\n from settings_of_mine import T\n return T",
+    "another name": "def made(x):\n other = settings_of_mine\n return other.T",
+    "default": "def made(x, other=settings_of_mine): return other.T",
+    "attribute of an object": "class C: pass\nmade = C()\nmade.settings = settings_of_mine",
+    "class": "def made(x):\n other = settings_of_mine.Options\n return other.T",
+}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_a_module_of_the_user_counts_as_it_is_now(how, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "settings_of_mine", raising=False)
+    (tmp_path / "settings_of_mine.py").write_text(
+        "import threading\nT = 1\nlock = threading.Lock()\nclass Options: T = 1\n"
+    )
+    module = __import__("settings_of_mine")
+    made = typed(READS[how], settings_of_mine=module)
+    before = fingerprint(made)
+    assert fingerprint(made) == before
+    module.T = module.Options.T = 2
+    assert fingerprint(made) != before
+
+
+def test_a_replaced_constant_or_class_of_the_package_counts(monkeypatch):
+    loss = KD(torch.zeros(2, 2))
+    before = fingerprint(loss)
+    monkeypatch.setattr("kdsec.logits.NOTHING", -3.0)
+    constant = fingerprint(loss)
+    monkeypatch.setattr("kdsec.train.CrossEntropy", type("CrossEntropy", (), {"__module__": __name__}))
+    assert len({before, constant, fingerprint(loss)}) == 3
+
+
+def image_set(pixels):
+    from kdsec.data import ImageSet
+
+    return ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.long), ("a", "b"), "mine")
+
+
+CHANGED_IN_PLACE = {
+    "pixels": lambda images, source: images.images.add_(1),
+    "labels": lambda images, source: images.labels.add_(1),
+    "data": lambda images, source: images.images.data.add_(1),
+    "the array they came from": lambda images, source: source.__iadd__(1),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED_IN_PLACE)
+def test_pixels_changed_in_place_count(what):
+    source = np.zeros((4, 1, 4, 4), dtype=np.uint8)
+    images = image_set(source)
+    before = fingerprint(images)
+    CHANGED_IN_PLACE[what](images, source)
+    assert fingerprint(images) != before
+
+
+def test_only_sets_of_the_package_are_known_by_their_checksum():
+    class Own:
+        checksum = property(lambda self: "a file")
+
+        def __init__(self, size):
+            self.size = size
+
+    assert fingerprint(Own(1)) != fingerprint(Own(2))

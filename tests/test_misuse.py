@@ -179,7 +179,7 @@ def in_train_mode() -> nn.Module:
 
 
 def poison(**options: Any) -> Any:
-    how = {"mark": trigger("square", (1, 8, 8)), "target": 1, "rate": 0.1} | options
+    how = {"mark": trigger("square 2", (1, 8, 8)), "target": 1, "rate": 0.1} | options
     return poisoning.poison(digits(), net(), **how)
 
 
@@ -346,7 +346,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "mimicry layer 0": lambda: mimic(net(), 0, x()[:2], x()[2:4], Linf(steps=1)),
     "mimicry layer too deep": lambda: mimic(net(), 99, x()[:2], x()[2:4], Linf(steps=1)),
     "trigger name": lambda: trigger("circle", (1, 8, 8)),
-    "trigger corner": lambda: trigger("square", (1, 8, 8), corner="middle"),
+    "trigger corner": lambda: trigger("square 2", (1, 8, 8), corner="middle"),
     "poison all": lambda: poison(rate=2.0),
     "poison rate nan": lambda: poison(rate=NAN),
     "poison target": lambda: poison(target=10),

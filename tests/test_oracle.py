@@ -18,7 +18,7 @@ from kdsec.defenses.stingy import Stingy
 from kdsec.defenses.transformations import RandomNoise
 from kdsec.distill import KD, HardLabels
 from kdsec.fingerprint import fingerprint
-from kdsec.oracle import Memory, Oracle, pixel_hashes, recalling
+from kdsec.oracle import Memory, Oracle, answer, pixel_hashes, recalling
 from kdsec.train import Recipe, fit, predict
 from tests.small import build, trained
 
@@ -277,3 +277,30 @@ def test_what_was_asked_is_no_part_of_what_an_oracle_is(images, teacher):
     predict(oracle, images)
     assert fingerprint(oracle) == before
     assert oracle.teacher.queries > 0 == copy.deepcopy(oracle).teacher.queries
+
+
+HIDDEN = {
+    "clock": lambda: __import__("time").perf_counter_ns() % 1000,
+    "system": lambda: int.from_bytes(__import__("os").urandom(2), "little"),
+    "a fresh generator": lambda: float(np.random.default_rng().random()),
+}
+
+
+@pytest.mark.parametrize("source", HIDDEN)
+def test_answers_that_differ_for_hidden_reasons_are_not_recalled(source):
+    """No shared stream moves; the first batch is asked twice."""
+
+    class Noisy(nn.Module):
+        def forward(self, images):
+            return images.flatten(1)[:, :3] + HIDDEN[source]()
+
+    memory = Memory()
+    for _ in range(2):
+        with recalling(memory):
+            answer(Noisy(), torch.rand(4, 1, 4, 4))
+    assert memory.recalled == 0
+    teacher, images = Noisy(), torch.rand(4, 1, 4, 4)
+    for _ in range(3):
+        with recalling(memory):
+            answer(teacher, images)
+    assert memory.recalled == 0

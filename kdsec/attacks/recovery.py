@@ -25,6 +25,7 @@ from kdsec.attacks.extraction import (
 from kdsec.attacks.postprocessing import LogProbabilities, postprocess
 from kdsec.data import ImageSet
 from kdsec.entry import checked
+from kdsec.errors import check_number
 from kdsec.logits import soft_cross_term
 from kdsec.oracle import Oracle, as_oracle
 from kdsec.train import predict
@@ -79,6 +80,7 @@ def fit_recovery(
         steps: of Adam on all answers at once.
         seed: of the map's initial weights.
     """
+    check_number("steps", steps, least=1, whole=True)
     log_p = LogProbabilities()(protected)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.default_generator.manual_seed(seed)

@@ -91,6 +91,18 @@ def as_whole(labels: Any, name: str) -> Tensor:
     return _whole(given, name, "class numbers from 0 up")
 
 
+def as_device(device: Any) -> torch.device:
+    """A device of this machine.
+
+    Raises:
+        KdsecError: no such device here.
+    """
+    try:
+        return torch.zeros(1, device=torch.device(device)).device
+    except (RuntimeError, TypeError, AssertionError):
+        raise KdsecError(f"device={device!r} is not on this machine; give cpu, or cuda with a GPU") from None
+
+
 def as_index(index: Any, name: str) -> Tensor:
     """Positions ``(n,)`` or a mask ``(N,)`` of images, from a tensor, an array or a list."""
     given = _tensor(index, "index", name)
@@ -131,6 +143,8 @@ def as_classes(classes: Any, name: str) -> tuple[str, ...]:
 def _tensor(value: Any, kind: str, name: str) -> Tensor:
     """A dense tensor of numbers, without a copy where possible."""
     if isinstance(value, Tensor):
+        if value.is_nested or value.is_meta:
+            raise KdsecError(f"{name}: {kind} are a nested tensor or one without data; give a plain tensor")
         if value.layout != torch.strided or value.is_quantized:
             raise KdsecError(
                 f"{name}: {kind} are a sparse or quantised tensor; .to_dense() or .dequantize() it"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdsec.data.convert import UNLABELLED, as_classes, as_images, as_index, as_labels
+from kdsec.data.convert import UNLABELLED, as_classes, as_device, as_images, as_index, as_labels
 from kdsec.entry import checked
 from kdsec.errors import KdsecError
 from kdsec.fingerprint import fingerprint
@@ -81,6 +81,7 @@ class ImageSet:
         """
         return fingerprint([self.images, self.labels, self.classes])
 
+    @checked
     def float_images(self, index: Tensor | slice = slice(None)) -> Tensor:
         """The selected images as float32 in [0, 1], ``(n, C, H, W)``."""
         return to_float(self.images[index])
@@ -109,7 +110,8 @@ class ImageSet:
         return self._with(self.images, torch.full_like(self.labels, UNLABELLED))
 
     def to(self, device: torch.device | str) -> ImageSet:
-        return self._with(self.images.to(device), self.labels.to(device))
+        where = as_device(device)
+        return self._with(self.images.to(where), self.labels.to(where))
 
     @checked
     def stratified(self, count: int, seed: int) -> ImageSet:

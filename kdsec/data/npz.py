@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from kdsec.errors import KdsecError
+from kdsec.errors import KdsecError, check_path
 
 MOST_GROWTH = 100  # deflate shrinks photographs two times, zeros a thousand times
 SMALL = 2**24  # bytes that are unpacked without a look at the growth
@@ -29,7 +29,7 @@ def read_arrays(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str,
     Raises:
         KdsecError: one line that says what the file is instead, or what is wrong with it.
     """
-    file = pathlib.Path(path)
+    file = check_path("file", path)
     try:
         _check_kind(file)
         with zipfile.ZipFile(file) as archive:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from torch import Tensor
 from kdsec.data.convert import UNLABELLED, as_classes, as_labels
 from kdsec.data.imageset import ImageSet
 from kdsec.data.npz import read_arrays
-from kdsec.errors import KdsecError
+from kdsec.errors import KdsecError, check_path
 
 COLOUR_CHANNELS = (1, 3)
 NO_CLASSES = ("unlabelled",)  # class names of a set that has no labels
+LARGEST = 4096  # pixels a side to which images are scaled at most
 
 
 def from_dataset(dataset: Any, *, classes: Sequence[str] | None = None, name: str | None = None) -> ImageSet:
@@ -45,7 +46,7 @@ def from_dataset(dataset: Any, *, classes: Sequence[str] | None = None, name: st
     if classes is None:
         raise KdsecError(f"{name} does not name its classes; give classes=['first', 'second', ...]")
     images, labels = [], []
-    for item in _items(dataset, name):
+    for item in _read(_items(dataset, name), name):
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise KdsecError(f"{name}: an item is {type(item).__name__}, not the pair (image, class number)")
         images.append(_channels_first(item[0], name))
@@ -69,7 +70,8 @@ def from_folder(
     Raises:
         KdsecError: no such folder, no subfolders, an empty one, a file that is no image, different sizes.
     """
-    folder = pathlib.Path(path)
+    folder = check_path("folder", path)
+    _check_size(size)
     if not folder.is_dir():
         raise KdsecError(f"{folder} is not a folder; give one with a subfolder of images for each class")
     classes = sorted(
@@ -91,7 +93,8 @@ def from_files(
     path: str | os.PathLike[str], *, size: tuple[int, int] | None = None, name: str | None = None
 ) -> ImageSet:
     """The images of a folder without subfolders, sorted by name, without labels; else as ``from_folder``."""
-    folder = pathlib.Path(path)
+    folder = check_path("folder", path)
+    _check_size(size)
     if not folder.is_dir():
         raise KdsecError(f"{folder} is not a folder; give one with images")
     files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
@@ -128,7 +131,7 @@ def from_npz(
     Raises:
         KdsecError: see ``read_arrays`` and ``ImageSet``.
     """
-    file = pathlib.Path(path)
+    file = check_path("file", path)
     arrays = read_arrays(file, [images] if labels is None else [images, labels])
     name = name or file.stem
     pixels = arrays[images]
@@ -138,15 +141,14 @@ def from_npz(
         pixels = pixels[:, None]
     targets: np.ndarray
     if labels is None:
-        targets, classes = np.full(len(pixels), UNLABELLED), list(classes or NO_CLASSES)
+        targets, classes = np.full(len(pixels), UNLABELLED), classes or NO_CLASSES
     else:
         targets = arrays[labels]
     if classes is None:
         width = targets.shape[1] if targets.ndim == 2 else 1
         count = width if width > 1 else _largest(targets, file) + 1
         classes = [f"class {label}" for label in range(count)]
-    images_first, numbers = np.ascontiguousarray(pixels), as_labels(targets, len(classes), name)
-    return ImageSet(torch.from_numpy(images_first), numbers, tuple(classes), name)
+    return ImageSet(pixels, targets, as_classes(classes, name), name)  # type: ignore[arg-type]  # converted
 
 
 def _largest(labels: np.ndarray, file: pathlib.Path) -> int:
@@ -154,6 +156,16 @@ def _largest(labels: np.ndarray, file: pathlib.Path) -> int:
     if not len(numbers):
         raise KdsecError(f"{file} has no labels; give classes=[...] for a set without images")
     return max(0, int(numbers.max()))
+
+
+def _read(items: Iterable[Any], name: str) -> Iterator[Any]:
+    """The items; what a foreign set raises is told in one line."""
+    try:
+        yield from items
+    except KdsecError:
+        raise
+    except Exception as error:
+        raise KdsecError(f"{name} cannot be read: its item raised {type(error).__name__}: {error}") from error
 
 
 def _items(dataset: Any, name: str) -> Iterable[Any]:
@@ -178,13 +190,13 @@ def _channels_first(image: Any, name: str) -> Tensor:
     if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
         raise KdsecError(f"{name}: an image is a {type(image).__name__}; give PIL images, tensors or arrays")
     stacked = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(stacked))
+    return torch.from_numpy(np.array(stacked))
 
 
 def _class_number(label: Any, name: str) -> int:
     try:
         number = int(label)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         number = None
     if number is None or number != label:
         raise KdsecError(
@@ -208,6 +220,12 @@ def _stack(images: list[Tensor], name: str) -> Tensor:
             "torchvision: transform=Resize((H, W))) and one number of channels"
         )
     return torch.stack(images)
+
+
+def _check_size(size: tuple[int, int] | None) -> None:
+    fits = size is None or (isinstance(size, tuple | list) and len(size) == 2)
+    if not fits or not all(type(each) is int and 1 <= each <= LARGEST for each in size or ()):
+        raise KdsecError(f"size={size!r} must be (height, width), each a whole number from 1 to {LARGEST}")
 
 
 def _open(file: pathlib.Path, size: tuple[int, int] | None) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from kdsec.data import downloads, published
+from kdsec.data.convert import as_device
 from kdsec.data.imageset import ImageSet, Splits, stratified_index
 from kdsec.data.names import CLASS_NAMES
 from kdsec.data.npz import read_arrays
@@ -58,10 +59,7 @@ def load(name: str, *, validation: float = 0.1, seed: int = 0, device: torch.dev
     Raises:
         KdsecError: unknown name, a damaged file, or a set not found in KDSEC_DATA and not downloadable.
     """
-    try:
-        torch.zeros(1, device=torch.device(device))
-    except (RuntimeError, TypeError, AssertionError):
-        raise KdsecError(f"device={device!r} is not on this machine; give cpu, or cuda with a GPU") from None
+    device = as_device(device)
     if not 0 < validation < 1:
         raise KdsecError(f"validation={validation} must lie between 0 and 1; 0.1 keeps a tenth")
     arrays = _read(check_choice("dataset", name, DATASETS))

@@ -51,7 +51,9 @@ class AdversarialUnlearning:
     def __post_init__(self) -> None:
         check_number("size", self.size, above=0, most=1)
         check_number("steps", self.steps, least=1, whole=True)
-        check_number("terms", self.terms, least=0, whole=True)
+        check_number("terms", self.terms, least=0, most=1000, whole=True)
+        check_number("lr", self.lr, above=0)
+        check_number("penalty", self.penalty, least=0)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         with evaluating(model):

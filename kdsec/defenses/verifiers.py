@@ -24,7 +24,7 @@ from kdsec.defenses.differentiators import Fit
 from kdsec.defenses.rejection import RejectorOutput
 from kdsec.defenses.transformations import BitDepth, Median
 from kdsec.entry import checked
-from kdsec.errors import KdsecError
+from kdsec.errors import KdsecError, check_number
 from kdsec.layered import LayeredClassifier, check_cut, flatten_layers
 from kdsec.models import Classifier
 from kdsec.train import Recipe, cross_entropy, predict
@@ -266,6 +266,7 @@ def push_away(
     check_cut(layer, student.depth, smallest=1)
     if not distance > 0 or stages < 1:
         raise KdsecError(f"distance={distance}, stages={stages}: a distance above 0, 1 stage or more")
+    check_number("weight", weight, least=0)
     net = copy.deepcopy(student).requires_grad_(True)
     net.frozen = 0
     away = flatten_layers(teacher).eval().requires_grad_(False)

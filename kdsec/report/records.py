@@ -268,6 +268,7 @@ def _setting(setting: Mapping[str, Any]) -> str:
     parts = []
     for key in sorted(setting):
         value = setting[key]
+        _label("setting", key)
         if key in COLUMNS:
             raise KdsecError(f"setting {key!r} is the name of a column; choose another name")
         if isinstance(value, str):
