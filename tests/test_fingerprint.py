@@ -438,7 +438,7 @@ class Text(str):
 
 
 def with_attribute(value, size):
-    value.size = size
+    value.setting = size
     return value
 
 

@@ -23,6 +23,7 @@ from kdsec import config, data, models
 from kdsec.attacks import poisoning
 from kdsec.attacks.adaptive import adaptive_pgd, worst_case
 from kdsec.attacks.constrained_search import Dssim, Linf
+from kdsec.attacks.crafting import Crafting
 from kdsec.attacks.extraction import EXTRACTION_ATTACKS, best_attack, run_attacks
 from kdsec.attacks.mimicry import mimic
 from kdsec.attacks.triggers import trigger
@@ -179,7 +180,8 @@ def in_train_mode() -> nn.Module:
 
 
 def poison(**options: Any) -> Any:
-    how = {"mark": trigger("square 2", (1, 8, 8)), "target": 1, "rate": 0.1} | options
+    made = Crafting(eps=0.1, steps=1)
+    how = {"mark": trigger("square 2", (1, 8, 8)), "target": 1, "rate": 0.1, "how": made} | options
     return poisoning.poison(digits(), net(), **how)
 
 
