@@ -182,7 +182,7 @@ def _misfit(name: str, given: dict[str, Any], said: str) -> str:
 def _number(name: str, value: Any, whole: bool = False, infinite: bool = False) -> Any:
     if infinite and value == math.inf:
         return value
-    check_number(name, value, whole=whole, **BOUNDS.get(name, {}))  # type: ignore[arg-type]
+    check_number(name, value, whole=whole, **BOUNDS.get(name, {}))
     return value if whole or abs(value) < 2**31 else float(value)  # torch takes no larger whole number
 
 

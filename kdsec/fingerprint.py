@@ -297,7 +297,8 @@ class _Walk:
         self.read(type(value))
         if isinstance(reduced, str):  # found by its name, where a library has it under that name
             self.write(reduced)
-            if not hasattr(value, "__dict__") and not _library_version(pickle.whichmodule(value, reduced)):
+            home = pickle.whichmodule(value, reduced)  # type: ignore[attr-defined]  # unknown to typeshed
+            if not hasattr(value, "__dict__") and not _library_version(home):
                 self.fail(type(value).__name__)
             return self.attributes(getattr(value, "__dict__", {}), value)
         maker, arguments, state, items, pairs = (*reduced, None, None, None)[:5]

@@ -297,7 +297,7 @@ def neural_cleanse(
         The triggers, and ``(classes,)`` anomaly indices: how many robust standard deviations a mask is
         *smaller* than the median. Above 2 the class is called backdoored.
     """
-    found = [invert_trigger(model, images, target, **options) for target in range(classes)]  # type: ignore[arg-type]
+    found = [invert_trigger(model, images, target, **options) for target in range(classes)]
     return found, anomaly_index(torch.tensor([each.size for each in found]))
 
 
