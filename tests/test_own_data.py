@@ -454,7 +454,7 @@ def test_other_outputs_are_refused(form, options):
 
 def test_what_cannot_be_a_teacher_is_refused():
     refused(lambda: wrap(5, 3), "network or a function")
-    refused(lambda: wrap(Plain(), 1), "2 classes")
+    refused(lambda: wrap(Plain(), 1), "2 or more")
     refused(lambda: wrap(Plain(), 3, mean=[0.5] * 3), "std")
     refused(lambda: wrap(Plain(), 3)(BYTES), "float")
 

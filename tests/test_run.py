@@ -61,7 +61,7 @@ def weights(model):
         ({"overrides": {"validation": 1}}, "validation=1 must be less than 1"),
         ({"overrides": ["alpha"]}, "must be a dictionary of settings"),
         ({"out": ""}, "out='' is not the path"),
-        ({"out": 5}, "out=5 is not a path"),
+        ({"out": 5}, "out=5 is not the path of a folder"),
     ],
 )
 def test_mistakes_are_found_at_the_start_in_one_line(arguments, message, capsys):

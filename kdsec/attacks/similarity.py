@@ -111,7 +111,8 @@ def check_pair(first: Tensor, second: Tensor) -> None:
 
 def check_levels(levels: int, size: tuple[int, ...] | torch.Size) -> None:
     """Refuse a pyramid with more levels than the images ``(..., H, W)`` can be halved."""
-    check_number("levels", levels, least=1, most=len(SCALES), whole=True)
+    if type(levels) is not int or not 1 <= levels <= len(SCALES):
+        raise KdsecError(f"levels={levels!r} of the pyramid must be 1 to {len(SCALES)}")
     smallest = min(size[-2:])
     if smallest < 2 ** (levels - 1):
         raise KdsecError(
