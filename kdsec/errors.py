@@ -92,7 +92,9 @@ def check_path(kind: str, value: object) -> pathlib.Path:
     """
     text = os.fsdecode(value) if isinstance(value, str | os.PathLike) else ""
     if not text or "\0" in text:
-        raise KdsecError(f"{kind}={value!r} is not the path of a folder or file; is a variable of the shell unset?")
+        raise KdsecError(
+            f"{kind}={value!r} is not the path of a folder or file; is a variable of the shell unset?"
+        )
     return pathlib.Path(text)
 
 
