@@ -32,7 +32,6 @@ NUMBERS = {
     "features": 2,
     "clean": 2,
     "scores": 1,
-    "sizes": 1,
     "high": 1,
     "low": 1,
 }  # and of how many dimensions
@@ -52,7 +51,6 @@ BOUNDS: dict[str, dict[str, float]] = {
     "temperature": {"above": 0},
     "alpha": {"least": 0, "most": 1},
     "smoothing": {"least": 0, "below": 1},
-    "target": {"least": 0, "most": 10**6},
     "wanted": {"above": 0, "most": 1},
     "rho": {"least": 0, "below": 1},
     **{name: {"least": 0, "most": 1} for name in ("accuracy", "undefended", "loss")},

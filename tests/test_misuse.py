@@ -352,6 +352,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "poison all": lambda: poison(rate=2.0),
     "poison rate nan": lambda: poison(rate=NAN),
     "poison target": lambda: poison(target=10),
+    "poison target below 0": lambda: poison(target=-1),
     # extraction
     "linear map without labels": lambda: steal("linear map"),
     "features of a plain network": lambda: steal("features", Returns(lambda z: z)),

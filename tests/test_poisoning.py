@@ -326,10 +326,10 @@ def test_a_larger_rate_poisons_the_same_images_and_more(teacher, parts):
     [
         (10, 0.1, HOW, "target class 10 is not in digits; choose a number from 0 to 9"),
         (-1, 0.1, HOW, "target class -1"),
-        (True, 0.1, HOW, "target class True"),
+        (True, 0.1, HOW, "target=True must be"),
         (3, -0.1, HOW, r"rate=-0.1 must lie in \[0, 1\]"),
         (3, 1.1, HOW, r"rate=1.1 must lie in \[0, 1\]"),
-        (3, float("nan"), HOW, r"must lie in \[0, 1\]"),
+        (3, float("nan"), HOW, "rate=nan must be a finite number"),
         (3, 0.0005, HOW, "less than one"),
         (3, 1.0, HOW, "needs 550 images of other classes"),
         (

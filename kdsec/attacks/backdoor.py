@@ -45,6 +45,7 @@ def others(data: ImageSet, target: int) -> ImageSet:
 @checked
 def taken_for(model: nn.Module, images: Tensor, target: int) -> Score:
     """How many of ``images`` the model calls ``target``."""
+    check_number("target", target, least=0, whole=True)
     logits = predict(model, images)
     check_classes(target, logits)
     return Score(int((logits.argmax(1) == target).sum()), len(images))

@@ -159,6 +159,7 @@ def candidates(
     data: ImageSet, teacher: nn.Module, target: int, seed: int, *, of_target: bool = False
 ) -> Tensor:
     """Positions of images of other classes than the target (or of the target itself), in random order."""
+    check_target(target, data)
     labels = data.labels
     if bool((labels == UNLABELLED).any()):
         labels = torch.where(labels == UNLABELLED, predict(teacher, data).argmax(1), labels)

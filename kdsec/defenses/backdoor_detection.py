@@ -307,6 +307,8 @@ def anomaly_index(sizes: Tensor) -> Tensor:
 
     All not a number, which is no verdict, where the median deviation is 0 or a size is not finite.
     """
+    if sizes.ndim != 1:
+        raise KdsecError(f"sizes {tuple(sizes.shape)} must be (K,), one a class")
     middle = sizes.double().quantile(0.5)
     deviation = (sizes - middle).abs().quantile(0.5) * MAD_TO_SIGMA
     usable = deviation > 0 and bool(sizes.isfinite().all())
