@@ -331,7 +331,7 @@ def test_channels_must_come_in_pairs(digits, teacher):
         (lambda net: NastyLoss(net, -1.0), "temperature=-1.0 must be above 0"),
         (lambda net: NastyLoss(net, 4.0, -0.1), "weight=-0.1 must be 0 or more"),
         (lambda net: SparseTeacherLoss(temperature=0.0), "temperature=0.0 must be above 0"),
-        (lambda net: SparseTeacherLoss(alpha=1.5), "alpha=1.5 must lie in"),
+        (lambda net: SparseTeacherLoss(alpha=1.5), "alpha=1.5 must"),
         (lambda net: SparseTeacherLoss(keep=0), "keep=0 be 1 or more"),
         (lambda net: SparseTeacherLoss(divergence="js"), "unknown divergence 'js'"),
         (lambda net: SparseTeacherLoss(source="frozen"), "unknown source 'frozen'"),
