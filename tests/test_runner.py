@@ -468,9 +468,14 @@ def started(*seeds):
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
-        # Where these tests run in the background, a shell may have told them to ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=_heed_signals,
     )
+
+
+def _heed_signals():
+    """Where these tests run in the background, a shell or nohup may have told them to ignore two of them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def scratch_folders(tmp_path):
