@@ -102,7 +102,7 @@ def stage(run: pathlib.Path, results: pathlib.Path, source: pathlib.Path) -> Non
     )
     fill(source / "index.md", landing)
     fill(source / "run-times.md", {"runs": run_times(run, results), "costs": ledger.costs(results)})
-    fill(source / "how-to-run.md", {"schedules": schedules(results)})
+    fill(source / "how-to-run.md", {"schedules": schedules(results), "pieces": ledger.pieces(results)})
     boards = numbers.boards
     counts = "\n\n".join(filter(None, [scoreboard.counts(boards), scoreboard.old(boards)]))
     parts = {"strip": scoreboard.strip(boards), "counts": counts, "scoreboard": scoreboard.page(boards)}

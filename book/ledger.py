@@ -6,14 +6,17 @@ that was counted are named, and are part of no sum of operations.
 
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdsec.config import CHAPTERS, PROFILES, profiles
+from kdsec import models
+from kdsec.config import CHAPTERS, PROFILES, profiles, settings
 from kdsec.errors import KdsecError
+from kdsec.planning import agenda, plan
 from kdsec.report import quote, records
 from kdsec.report.text import markdown_table
 
@@ -67,6 +70,43 @@ def costs(results: pathlib.Path) -> str:
     each = [_of_chapter(*key[:3], members) for key, members in groups.items()]
     sums = ("what", "PFLOP", "hours recorded", f"hours on {CORES} cores, computed", *hours)
     return "\n\n".join([markdown_table([sums, *_sums(runs)]), _caption(runs), markdown_table([head, *each])])
+
+
+def pieces(results: pathlib.Path) -> str:
+    """Table in Markdown: the chapters in the order of ``kdsec run --profile paper --gaps-first``.
+
+    With each the plain training of its classifier: a piece must be longer, or it never ends.
+    """
+    minutes = [f"minutes on {gpu.name}, computed" for gpu in GPUS]
+    rows = [("chapter", "claims not yet run", "claims undecided", "its teacher", "PFLOP", *minutes)]
+    for row in agenda(plan([], "paper", [0], out=results), gaps_first=True):
+        chapter, _, _, *lacking = row.values()
+        network, needed = teacher(str(chapter))
+        took = (_minutes(gpu.minutes(needed)) for gpu in GPUS)
+        rows.append((chapter, *lacking, network, _number(needed), *took))
+    return markdown_table(rows)
+
+
+def teacher(chapter: str) -> tuple[str, float]:
+    """The network of a chapter's classifier at the paper profile, and the PFLOP of its plain training."""
+    chosen = settings(chapter, "paper")
+    named = (getattr(chosen, key, "") for key in ("classifier", "teacher", "model"))
+    network = next(name for name in named if name in models.names())
+    images = getattr(chosen, "owner", None) or chosen.teacher_images
+    seen = chosen.recipe.total_steps(images) * min(chosen.recipe.batch_size, images)
+    return network, seen * image_operations(network) / 1e15
+
+
+@functools.cache
+def image_operations(network: str) -> float:
+    """Operations of a training step with one image of 32 x 32 pixels, counted without computing it."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, counter = models.build(network, 10, (3, 32, 32)).to("meta"), FlopCounterMode(display=False)
+    with counter:
+        model(torch.empty(2, 3, 32, 32, device="meta")).sum().backward()
+    return counter.get_total_flops() / 2
 
 
 def petaflop(run: Run) -> float | None:

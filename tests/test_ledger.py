@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kdsec.config import CHAPTERS
 from kdsec.errors import KdsecError
+from kdsec.planning import plan, widest_gaps_first
 from kdsec.report.records import Records
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -111,6 +112,21 @@ def test_a_record_that_does_not_say_where_it_was_made_is_refused(tmp_path: pathl
     record(tmp_path, machine=None)
     with pytest.raises(KdsecError, match="does not say where it was made"):
         ledger.costs(tmp_path)
+
+
+def test_the_chapters_of_the_paper_profile_stand_in_the_order_of_their_gaps(tmp_path: pathlib.Path) -> None:
+    head, *rows = tables(ledger.pieces(tmp_path))[0]
+    order = widest_gaps_first(plan([], "paper", [0], out=tmp_path))
+    assert [row[0] for row in rows] == [spec.chapter for spec in order] and len(rows) == len(CHAPTERS)
+    for row in rows:
+        network, petaflop = ledger.teacher(row[0])
+        assert row[3] == network and float(row[4]) == pytest.approx(petaflop, rel=0.06)
+        assert float(row[5]) == pytest.approx(petaflop / (0.065 * 0.25) / 60, abs=0.06), head[5]
+
+
+def test_operations_of_a_network_are_counted_without_computing_it() -> None:
+    forward = 0.56e9 * 2  # of ResNet-18 on 32 x 32 pixels; the backward pass has twice as many
+    assert ledger.image_operations("resnet18") == pytest.approx(3 * forward, rel=0.02)
 
 
 @given(st.lists(st.none() | st.floats(0, 1e6), min_size=1, max_size=6))
