@@ -21,13 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 GPU = torch.device("cuda", 0)
-FREE = {
-    Tensor.copy_,
-    Tensor.__setitem__,
-    Tensor.__getitem__,
-    torch.tensor,
-    torch.as_tensor,
-}  # look for themselves
+# Tensors of two devices may meet in these: the result is where the first one is.
+FREE = {Tensor.copy_, Tensor.__setitem__, Tensor.__getitem__, torch.tensor, torch.as_tensor}
 PLACE = {Tensor.device.__get__: GPU, Tensor.is_cuda.__get__: True, Tensor.is_cpu.__get__: False}
 TOGETHER = {torch.cat, torch.stack}  # take no number from elsewhere
 
