@@ -225,8 +225,9 @@ def _run_all(
             for process in running.values():
                 process.end()
     if not stop:
-        stopped = [process.spec for process in running.values()]
-        outcomes |= {spec.label: _over(spec, "left", "stopped: the time is over") for spec in stopped}
+        for process in running.values():
+            seconds = time.monotonic() - process.began
+            outcomes[process.spec.label] = _over(process.spec, "left", "stopped: the time is over", seconds)
         outcomes |= {spec.label: _over(spec, "left", "not begun: the time is over") for spec in waiting}
     return outcomes
 

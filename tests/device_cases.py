@@ -560,10 +560,10 @@ CASES |= {
 
 # Layers, measures
 CASES |= {
-    "models.wrap": lambda w: [
-        models.wrap(lambda images: w.teacher(images).detach().cpu(), 10)(w.images),  # a distant API
-        models.wrap(w.teacher, 10, mean=[0.4], std=[0.2], probabilities=True).to(w.device)(w.images),
-    ],
+    "models.wrap": lambda w: models.wrap(w.teacher, 10, mean=[0.4], std=[0.2]).to(w.device)(w.images),
+    "models.wrap, a distant API": lambda w: models.wrap(
+        lambda images: w.teacher(images).detach().cpu().softmax(1), 10, probabilities=True
+    )(w.images),
     "layered.transfer": lambda w: w.student(w.images),
     "layered.fit_above": lambda w: layered.fit_above(
         w.student, w.data, RECIPE, lambda net, data, recipe: (fit(net, data, recipe), net)[1]
