@@ -28,6 +28,7 @@ import address
 import card
 import diagrams
 import edition
+import ledger
 import nbformat
 import sync
 import terms
@@ -100,8 +101,8 @@ def stage(run: pathlib.Path, results: pathlib.Path, source: pathlib.Path) -> Non
         source / "_extra" / address.COLAB_BRANCH,
     )
     fill(source / "index.md", landing)
-    fill(source / "run-times.md", {"runs": run_times(run, results)})
-    fill(source / "how-to-run.md", {"schedules": schedules(results)})
+    fill(source / "run-times.md", {"runs": run_times(run, results), "costs": ledger.costs(results)})
+    fill(source / "how-to-run.md", {"schedules": schedules(results), "pieces": ledger.pieces(results)})
     boards = numbers.boards
     counts = "\n\n".join(filter(None, [scoreboard.counts(boards), scoreboard.old(boards)]))
     parts = {"strip": scoreboard.strip(boards), "counts": counts, "scoreboard": scoreboard.page(boards)}
@@ -293,14 +294,12 @@ def _tables(runs: list[dict[str, Any]]) -> str:
 def _circumstances(run: dict[str, Any]) -> tuple[str, ...]:
     """Chapter, profile, device, code and versions of a recorded run."""
     try:
-        machine = run["machine"]
-        device = machine["gpu"] or f"{machine['cpu']}, threads: {machine['threads']}"
         code = (run["commit"] or "unknown")[:10] + (", changed" if run["dirty"] else "")
         versions = [run["versions"][name] for name in ("python", *LIBRARIES)]
-        return (run["chapter"], run["profile"], device, code, *versions)
     except (KeyError, TypeError) as error:
         which = f"{run['profile']} / {run['chapter']} / seed {run['seed']}"
         raise BuildError(f"the json of record {which} does not say where it was made: {error}") from None
+    return (run["chapter"], run["profile"], ledger.device(run), code, *versions)
 
 
 def schedules(results: pathlib.Path) -> str:

@@ -205,6 +205,8 @@ def _cell(defence: str, attack: str, recorded: verdicts.Recorded) -> verdicts.Cl
     if attack in ("best", "poison"):
         known = {each.id: each for each in papers()["crossing"].claims}
         claim = known.get(f"{attack}-{names.get(defence, defence)}")
+    elif (defence, "harm", f"attack={attack}") not in recorded.rows:
+        claim = None
     else:
         first, second = (Quantity(arm, "harm", f"attack={attack}") for arm in ("nothing", defence))
         claim = Claim("crossing", f"{attack}-{defence}", "", "ours", first, second)

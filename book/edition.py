@@ -351,7 +351,13 @@ class _Chapter:
                 data["text/markdown"] = self.text(data["text/markdown"])
         kept = [SOLUTION] if SOLUTION in tags or self.solving else []
         metadata: dict[str, Any] = {"tags": kept} if kept else {}
-        title = "Solution" if kept else "Code of what is shown below" if "hide-input" in tags else ""
+        title = (
+            "Solution"
+            if kept
+            else "Code of what is shown below"
+            if {"hide-input", "hide-cell"} & {*tags}
+            else ""
+        )
         if "colab" in tags:
             cell.source, title = sync.first_cell(address.repository(self.edition.settings)), ""
         if title:

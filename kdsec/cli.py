@@ -1,6 +1,7 @@
 """The command ``kdsec``: list and run chapters, audit a model, look after data, print recorded results.
 
-Exit status: 0 success, 1 a chapter failed, 2 a mistake in what was asked for, 130 interrupted.
+Exit status: 0 success, 1 a chapter failed, 2 a mistake in what was asked for, 3 the time of ``run --minutes``
+is over and something is left to run, 130 interrupted.
 Each command imports what it needs when it runs, so that ``--help`` and ``list`` answer at once.
 """
 
@@ -181,8 +182,14 @@ def _add_run(run: _Parser) -> None:
     add("--notebooks", metavar="DIR", type=_folder, help=text)
     text = "begin with the runs that the most undecided claims need, as `kdsec verify` shows them"
     add("--gaps-first", action="store_true", help=text)
-    text = "start no run after N minutes; running ones finish"
+    text = "end after N minutes, with exit status 3 if anything is left; the same command then goes on"
     add("--minutes", metavar="N", type=float, default=math.inf, help=text)
+    add("--plan", action="store_true", help="run nothing: list what would run, in order, and what is done")
+    run.epilog = (
+        "A run that is stopped loses the training that it is at: finished ones are in the cache. Exit "
+        "status: 0 all is done, 1 a run failed, 2 a mistake in what was asked for, 3 the time is over and "
+        "runs are left, 130 interrupted."
+    )
 
 
 def _add_profile(parser: _Parser) -> None:
@@ -211,6 +218,8 @@ def _list(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from kdsec.runner import run_chapters, short
 
+    if options.plan:
+        return _plan(options)
     outcomes = run_chapters(
         options.chapters,
         options.profile,
@@ -229,7 +238,24 @@ def _run(options: argparse.Namespace) -> int:
     for row, outcome in zip(rows, outcomes, strict=True):
         row |= {"seconds": f"{outcome.seconds:.1f}", "where": short(outcome.where)}
     print(text_table(rows))
-    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+    became = {outcome.status for outcome in outcomes}
+    return 1 if "failed" in became else 3 if "left" in became else 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from kdsec.planning import agenda, plan
+
+    asked = plan(
+        options.chapters,
+        options.profile,
+        parse_seeds(options.seeds),
+        device=options.device,
+        out=options.out,
+        overrides=parse_overrides(options.overrides),
+        notebooks=options.notebooks,
+    )
+    print(text_table(agenda(asked, gaps_first=options.gaps_first)))
+    return 0
 
 
 def _data_list(options: argparse.Namespace) -> int:

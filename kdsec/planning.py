@@ -169,6 +169,39 @@ def widest_gaps_first(specs: Sequence[RunSpec]) -> list[RunSpec]:
     return [spec for _, spec in sorted(zip(ranks, specs, strict=True), key=lambda pair: pair[0])]
 
 
+def agenda(specs: Sequence[RunSpec], *, gaps_first: bool = False) -> list[dict[str, Any]]:
+    """What would run, in order, then what is done: a row for each, with what its chapter's claims still lack.
+
+    Args:
+        specs: of one profile and folder.
+        gaps_first: order by ``widest_gaps_first``.
+    """
+    from kdsec.report import verdicts as rule
+
+    if not specs:
+        return []
+    board = rule.scoreboard(
+        specs[0].profile, list(dict.fromkeys(spec.chapter for spec in specs)), specs[0].out
+    )
+    lacking = {
+        kind: collections.Counter(each.claim.chapter for each in board if each.verdict == kind)
+        for kind in (rule.NOT_RUN, rule.UNDECIDED)
+    }
+    done = [
+        spec for spec in specs if recipe_of(spec.out, spec.profile, spec.chapter, spec.seed) == spec.recipe
+    ]
+    todo = [spec for spec in specs if spec not in done]
+    return [
+        {
+            "chapter": spec.chapter,
+            "seed": spec.seed,
+            "status": "done" if spec in done else "to run",
+            **{f"claims {kind}": count[spec.chapter] for kind, count in lacking.items()},
+        }
+        for spec in [*(widest_gaps_first(todo) if gaps_first else todo), *done]
+    ]
+
+
 def _recipe(chapter: str, profile: str, overrides: Mapping[str, Any], path: pathlib.Path) -> str:
     """Fingerprint of all that decides a chapter's results; its notebook is checked."""
     from kdsec.fingerprint import fingerprint, source_fingerprint

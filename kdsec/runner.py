@@ -45,7 +45,10 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one (chapter, seed). ``status``: done, resumed, failed or left; ``reason``: why."""
+    """What became of one (chapter, seed). ``status``: done, resumed, failed or left; ``reason``: why.
+
+    ``left``: the time was over before it was done. What it has trained is in the cache.
+    """
 
     chapter: str
     seed: int
@@ -84,7 +87,7 @@ def run_chapters(
         overrides: settings to change from the profile's.
         notebooks: folder of the chapters' notebooks; None means the repository's.
         gaps_first: order the runs by ``widest_gaps_first``.
-        minutes: after these no run is begun; those under way are finished.
+        minutes: after these, runs under way are stopped; each loses the training that it is at.
 
     Returns:
         One outcome per chapter and seed, in order, failed runs included.
@@ -110,7 +113,10 @@ def run_chapters(
                 todo.append(spec)
         if todo and not stop:
             todo = widest_gaps_first(todo) if gaps_first else todo
+            before = _kept()
             outcomes |= _run_all(todo, jobs, fresh, deadline, stop)
+            if any(each.status == "left" for each in outcomes.values()):
+                _say(_time_is_over(list(outcomes.values()), _kept() - before, fresh))
         if stop:
             kept = sum(outcomes[spec.label].status == "done" for spec in todo if spec.label in outcomes)
             raise KeyboardInterrupt(f"{kept} of {len(todo)} runs finished and kept")
@@ -201,12 +207,10 @@ def _run_all(
     with tempfile.TemporaryDirectory(prefix="kdsec-", ignore_cleanup_errors=True) as scratch:
         try:
             while (waiting or running) and not stop:
+                if time.monotonic() > deadline:
+                    break
                 while waiting and len(running) < jobs:
                     spec = waiting.popleft()
-                    if time.monotonic() > deadline:
-                        reason = "left: the time is over; the same command goes on from here"
-                        outcomes[spec.label] = _over(spec, "left", reason)
-                        continue
                     process = _Process(spec, pathlib.Path(scratch, f"{len(waiting)}"), threads, fresh)
                     running[process.channel] = process
                 for channel in connection.wait(list(running), timeout=0.5):
@@ -220,7 +224,29 @@ def _run_all(
                 process.channel.close()  # it then kills its kernel and ends
             for process in running.values():
                 process.end()
+    if not stop:
+        for process in running.values():
+            seconds = time.monotonic() - process.began
+            outcomes[process.spec.label] = _over(process.spec, "left", "stopped: the time is over", seconds)
+        outcomes |= {spec.label: _over(spec, "left", "not begun: the time is over") for spec in waiting}
     return outcomes
+
+
+def _kept() -> int:
+    """How many trainings and results the cache holds."""
+    from kdsec.cache import home
+
+    return len(list(home().glob("*.safetensors")))
+
+
+def _time_is_over(outcomes: Sequence[Outcome], new: int, fresh: bool) -> str:
+    """What a run that its time has ended has achieved, and how to go on, in a line."""
+    done = sum(each.status != "left" for each in outcomes)
+    again = f"the same command{' without --fresh' * fresh} goes on from here"
+    if done or new:
+        progress = f"{done} of {len(outcomes)} runs are over, {new} more trainings in the cache"
+        return f"the time is over: {progress}; {again}"
+    return f"the time is over and nothing was finished in it; {again}, but give it more --minutes"
 
 
 class _Process:

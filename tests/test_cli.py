@@ -200,6 +200,28 @@ def test_run_passes_everything_on_and_tells_what_became_of_it(monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
+    ("became", "status"),
+    [("done resumed", 0), ("done failed", 1), ("done left", 3), ("left failed", 1), ("left", 3)],
+)
+def test_the_exit_status_says_whether_to_go_on(monkeypatch, capsys, became, status):
+    here = pathlib.Path.cwd() / "o"
+    outcomes = [Outcome("opening", seed, each, 1.0, here) for seed, each in enumerate(became.split())]
+    monkeypatch.setattr(runner, "run_chapters", lambda *_, **__: outcomes)
+    assert main(["run", "--minutes", "9"]) == status
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    assert "3 the time is over and runs are left" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_plan_is_printed_and_nothing_runs(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(runner, "run_chapters", None)
+    line = f"run opening crossing --profile paper --seeds 0,1 --out {tmp_path} --gaps-first --plan"
+    assert main(line.split()) == 0
+    rows = [each.split()[:4] for each in capsys.readouterr().out.splitlines()[2:]]
+    assert rows[0] == ["crossing", "0", "to", "run"] and len(rows) == 4 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("problem", "status", "message"),
     [
         (KdsecError("two\nlines"), 2, "kdsec: error: two lines\n"),

@@ -172,6 +172,14 @@ def test_no_measured_number_is_compared_by_accident(path: pathlib.Path) -> None:
             assert not re.search(r"Score\(|\d\.\d{4}", " ".join(shown)), cell.source
 
 
+@each_notebook
+def test_an_unfavourable_result_stops_no_recording(path: pathlib.Path) -> None:
+    """It would keep the seed out of the records. Results are asserted in the run that the book shows."""
+    for cell in code_cells(read(path)):
+        if "assert" in cell.source:
+            assert not re.search(r"\bprofile\b(?!, seed)", cell.source), cell.source
+
+
 def insert_before_imports(notebook: Any, source: str) -> None:
     """A cell that runs before the chapter imports anything, so that its names mean the broken functions."""
     index = notebook.cells.index(tagged(notebook, "parameters")) + 1

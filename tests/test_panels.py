@@ -147,7 +147,7 @@ def test_every_claim_is_shown_once(chapter: str) -> None:
 
 @pytest.mark.parametrize("chapter", ANSWER_FIRST)
 def test_visible_code_fits_the_page_and_teaches(chapter: str) -> None:
-    hidden = {"colab", "hide-input", "remove-input", "remove-cell"}
+    hidden = {"colab", "hide-input", "hide-cell", "remove-input", "remove-cell"}
     visible = [
         line
         for cell in _notebook(chapter).cells

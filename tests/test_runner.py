@@ -23,7 +23,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook  # noqa: 
 from kdsec import config, fingerprint, notebook, planning, runner  # noqa: E402
 from kdsec.config import CHAPTERS  # noqa: E402
 from kdsec.errors import KdsecError  # noqa: E402
-from kdsec.planning import plan, widest_gaps_first  # noqa: E402
+from kdsec.planning import agenda, plan, widest_gaps_first  # noqa: E402
 from kdsec.report import claims, verdicts  # noqa: E402
 from kdsec.report.records import Records, read, recipe_of  # noqa: E402
 from kdsec.runner import claimed, run_chapters  # noqa: E402
@@ -324,13 +324,54 @@ def test_without_jupyter_one_line_says_what_to_install(book, nothing_starts, mis
         run()
 
 
-def test_no_run_is_begun_when_the_time_is_over(book, instantly, monkeypatch):
+def test_no_run_is_begun_when_the_time_is_over(book, instantly, monkeypatch, capfd):
     clock = iter(range(1000))
     monkeypatch.setattr(runner.time, "monotonic", lambda: float(next(clock)))
     first, second = run(0, 1, minutes=1.5 / 60)
-    assert (first.status, second.status) == ("done", "left") and "goes on from here" in second.reason
+    assert (first.status, second.status) == ("done", "left") and "not begun" in second.reason
+    assert capfd.readouterr().err.splitlines()[-1].startswith("the time is over: 1 of 2 runs are over, ")
     assert [outcome.status for outcome in run(0, 1, minutes=5)] == ["resumed", "done"]
     assert executions() == ["0", "1"]
+
+
+TRAINING = """\
+import pathlib, time, torch
+from kdsec.cache import Cache
+def train(number):
+    with open(LOG, "a") as log:
+        print(number, file=log)
+    while number == 2 and not pathlib.Path(LOG).with_name("go").exists():
+        time.sleep(0.05)
+    return {"weights": torch.full((1,), float(number))}
+for number in range(4):
+    Cache().tensors("net", ["a stand-in", number], torch.device("cpu"), lambda: train(number))"""
+
+
+def test_a_run_is_stopped_when_the_time_is_over_and_loses_one_training(book, tmp_path, monkeypatch, capfd):
+    """Clock and trainings are stand-ins: the time is over while the third of four trainings is under way."""
+    log, now = tmp_path / "log", time.monotonic
+    begun = [lambda: log.exists() and "2\n" in log.read_text()]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now() + 1e6 * begun[0]())
+    monkeypatch.setenv("KDSEC_CACHE", str(tmp_path / "cache"))
+    book(TRAINING.replace("LOG", repr(str(log))))
+    outcomes = run(0, 1, minutes=1000)
+    assert [each.status for each in outcomes] == ["left", "left"]
+    assert "stopped" in outcomes[0].reason and "not begun" in outcomes[1].reason
+    assert not any(each.exists() for each in (tmp_path / "out" / "quick").rglob("*seed*")), "half a run"
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("the time is over: 0 of 2 runs are over, 2 more trainings in the cache; the same ")
+
+    assert run(0, minutes=1e-9)[0].status == "left"
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("the time is over and nothing was finished in it") and "more --minutes" in said
+
+    begun[0] = lambda: False
+    (tmp_path / "go").touch()
+    assert [each.status for each in run(0, 1, minutes=1000)] == ["done", "done"]
+    assert log.read_text().split() == ["0", "1", "2", "2", "3"], (
+        "the one under way is trained again, no other"
+    )
+    assert [each.status for each in run(0, 1, minutes=1000)] == ["resumed", "resumed"]
 
 
 def record_claims(job):
@@ -381,6 +422,21 @@ def test_the_widest_gaps_of_the_scoreboard_come_first(tmp_path):
     old = [job for job in everything if (job.chapter, job.seed) == (most, 0)]
     new = [job for job in todo(3) if job.chapter == most]
     assert order([*old, *new]) == [(most, 3), (most, 0)], "what only renews a record comes last"
+
+
+def test_the_agenda_is_the_order_with_what_is_done_last(tmp_path):
+    specs = plan(["opening", "crossing"], "paper", [0, 1], out=tmp_path)
+    opening, crossing = specs[:2], specs[2:]
+    record_claims(crossing[0])
+    rows = agenda(specs, gaps_first=True)
+    assert [(row["chapter"], row["seed"]) for row in rows] == [
+        (spec.chapter, spec.seed) for spec in (*widest_gaps_first([*opening, crossing[1]]), crossing[0])
+    ]
+    assert [row["status"] for row in rows] == ["to run"] * 3 + ["done"]
+    lacking = {row["chapter"]: row[f"claims {verdicts.NOT_RUN}"] for row in rows}
+    assert lacking["crossing"] == 0 < lacking["opening"]
+    assert [row["chapter"] for row in agenda(specs)] == ["opening", "opening", "crossing", "crossing"]
+    assert agenda([]) == []
 
 
 def test_one_folder_runs_once(tmp_path):
@@ -468,9 +524,14 @@ def started(*seeds):
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
-        # Where these tests run in the background, a shell may have told them to ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=_heed_signals,
     )
+
+
+def _heed_signals():
+    """Where these tests run in the background, a shell or nohup may have told them to ignore two of them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def scratch_folders(tmp_path):

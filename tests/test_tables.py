@@ -17,6 +17,7 @@ from kdsec import config
 from kdsec.errors import KdsecError
 from kdsec.report import claims, quote, records, summary, tables, verdicts
 from kdsec.report.claims import Claim, Quantity
+from kdsec.report.text import digits
 
 
 def recordings(chapter):
@@ -151,3 +152,10 @@ def test_hostile_text_reaches_no_page_by_a_mark(monkeypatch):
     monkeypatch.setattr(quote.records, "read", lambda *_: rows)
     text = quote.fill("<!-- times opening: m, a, b -->", quote.Source({}, None))
     assert text.startswith("5 times on &lt;script&gt;") and "<" not in text
+
+
+@given(st.floats(-1e6, 1e6))
+def test_measured_numbers_have_two_digits_and_no_exponent(value):
+    shown = format(value, digits(value))
+    assert "e" not in shown
+    assert abs(float(shown) - value) <= max(0.051 * abs(value), 5.1e-5)

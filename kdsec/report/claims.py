@@ -41,7 +41,7 @@ from typing import Any
 from kdsec import config
 from kdsec.errors import KdsecError, check_choice
 from kdsec.report import provenance
-from kdsec.report.records import Labelled, canonical
+from kdsec.report.records import DATASETS, Labelled, canonical
 
 POINTS = "points"
 ATTACKS = ("stealing", "poisoning", "changed inputs")
@@ -92,12 +92,13 @@ class Quantity:
     def check(self, where: str, rows: Labelled, settings: Any) -> None:
         """Refuse an arm, metric, setting or model that ``rows``, those of a quick run, do not have.
 
-        A quick run has one data set; what is claimed of another (``data=NAME`` in the setting) must be there
-        for its own.
+        A quick run has one data set; what is claimed of another (``data=cifar10`` in the setting) must be
+        there for its own.
         """
         labels = list(rows)
         arm, metric, setting, model = self._filled(settings)
-        setting = ";".join(part for part in setting.split(";") if not part.startswith("data="))
+        other = [f"data={name}" for name in DATASETS]
+        setting = ";".join(part for part in setting.split(";") if part not in other)
         for place, (kind, name) in enumerate(
             zip(("arm", "metric", "setting", "model"), (arm, metric, setting, model), strict=True)
         ):

@@ -36,7 +36,7 @@ MARKS = {
 HEADINGS = {False: "claim of the paper, and where it is made", True: "our own question"}
 COLUMNS = ("scale", "measured, 95 % interval", "required", "verdict", "q")
 DAGGER = "†"
-LEGEND = f"{DAGGER} exploratory: the claim or the choice of runs is newer than the first look at them"
+LEGEND = f"{DAGGER} exploratory: claim or choice of runs came after a first look"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ def markdown_cell(text: object) -> str:
     return " ".join(plain.splitlines())
 
 
+def digits(value: float) -> str:
+    """The format that shows two significant digits, and all of a larger whole number: never an exponent."""
+    return ".0f" if abs(value) >= 10 else ".2g" if abs(value) >= 0.001 or not value else ".4f"
+
+
 def text_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows with the same keys as lines of text for a terminal: columns aligned, numbers to the right."""
     names = list(rows[0]) if rows else []
