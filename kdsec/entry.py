@@ -56,7 +56,8 @@ BOUNDS: dict[str, dict[str, float]] = {
     **{name: {"least": 0, "most": 1} for name in ("accuracy", "undefended", "loss")},
     **{name: {"least": 0} for name in ("kappa", "ridge", "tolerance", "needed")},
     **{name: {"least": 1} for name in ("batch_size", "draws", "blends", "components", "window")},
-    **{name: {"least": 1, "most": 10**6} for name in ("classes", "num_classes", "bins")},
+    "num_classes": {"most": 10**6},
+    **{name: {"least": 1, "most": 10**6} for name in ("classes", "bins")},
 }
 
 

@@ -365,7 +365,7 @@ def test_positive_class_outside_the_range(positive):
         ({"reading": "negated"}, "unknown reading 'negated'; did you mean 'negate'"),
         ({"positive": "argmax"}, "unknown positive 'argmax'; choose from: label, decision"),
         ({"reversal_weight": -1.0}, "must be 0 or more"),
-        ({"binary_weight": float("nan")}, "must be a finite number, 0 or more"),
+        ({"binary_weight": float("nan")}, "must be a finite number"),
         ({"decoupled": False, "reversal_weight": 3.0}, "the same value .now 1 and 3."),
         ({"decoupled": False, "reading": "away"}, "a reading other than 'away'"),
     ],
