@@ -174,7 +174,7 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
     ],
     "sparse-teacher-robust": [
         ("harder to fool", "right class"),
-        ("easier to fool", "recorded seeds"),
+        ("neither, beyond doubt", "recorded seeds"),
         ("no", "choose"),
     ],
     "poison-wrong-test": [

@@ -119,6 +119,14 @@ def test_every_exercise_has_its_solution(path: pathlib.Path) -> None:
 
 
 @each_notebook
+def test_every_solution_is_right(path: pathlib.Path) -> None:
+    """Also where records decide, and new ones came."""
+    for cell in code_cells(read(path)):
+        if "solution" in cell.metadata.get("tags", []):
+            assert "not yet: " not in str(cell.outputs), cell.source
+
+
+@each_notebook
 def test_every_figure_says_in_words_what_it_shows(path: pathlib.Path) -> None:
     figures = [cell for cell in code_cells(read(path)) if any("<Figure" in str(out) for out in cell.outputs)]
     assert figures
