@@ -371,6 +371,8 @@ def _execute(spec: RunSpec, kernel: Any, report: Callable[[int, int, str], None]
     spec.final(".json").unlink(missing_ok=True)  # moved last: until it is there, the run counts as not done
     os.replace(staged.with_suffix(".csv"), spec.final(".csv"))
     os.replace(executed, spec.final(".ipynb"))
+    for picture in staged.parent.glob("*.png"):  # what the chapter saved beside its rows
+        os.replace(picture, spec.final(".csv").with_name(picture.name))
     os.replace(staged.with_suffix(".json"), spec.final(".json"))
     return ""
 

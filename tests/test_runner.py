@@ -108,6 +108,17 @@ def test_a_run_leaves_record_and_page_and_nothing_else(book, tmp_path, monkeypat
     assert pathlib.Path("out/quick/opening/seed0.ipynb").read_bytes() == first
 
 
+def test_a_picture_that_a_chapter_saves_comes_beside_its_rows(book):
+    book(
+        "import pathlib\n"
+        "folder = pathlib.Path(out, 'quick', 'opening')\n"
+        "folder.mkdir(parents=True, exist_ok=True)\n"
+        "_ = (folder / 'example.png').write_bytes(b'pixels')"
+    )
+    assert run()[0].status == "done"
+    assert files() == ["example.png", "seed0.csv", "seed0.ipynb", "seed0.json"]
+
+
 def test_a_failing_cell_is_named_and_other_runs_go_on(book):
     book("if seed == 1:\n    raise ValueError('first\\nsecond')", "if seed == 2: raise SystemExit(3)")
     outcomes = run(0, 1, 2, jobs=2)
