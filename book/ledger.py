@@ -62,12 +62,12 @@ def costs(results: pathlib.Path) -> str:
     if not runs:
         return "Nothing is recorded yet."
     minutes, hours = ([f"{unit} on {gpu.name}, computed" for gpu in GPUS] for unit in ("minutes", "hours"))
-    head = ("chapter", "profile", "seeds", "PFLOP a seed", "minutes a seed", "on", *minutes)
+    head = ("chapter", "profile", "seeds", "PFLOP a seed", "minutes a seed", *minutes)
     groups: dict[tuple[str, str, str, bool], list[Run]] = {}
     for run in runs:
         key = (run["chapter"], run["profile"], device(run), petaflop(run) is None)
         groups.setdefault(key, []).append(run)
-    each = [_of_chapter(*key[:3], members) for key, members in groups.items()]
+    each = [_of_chapter(*key[:2], members) for key, members in groups.items()]
     sums = ("what", "PFLOP", "hours recorded", f"hours on {CORES} cores, computed", *hours)
     return "\n\n".join([markdown_table([sums, *_sums(runs)]), _caption(runs), markdown_table([head, *each])])
 
@@ -132,13 +132,15 @@ def _name(run: Run) -> str:
     return f"{run['profile']} / {run['chapter']} / seed {run['seed']}"
 
 
-def _of_chapter(chapter: str, profile: str, where: str, members: list[Run]) -> tuple[str, ...]:
-    """A row: seeds of one chapter and profile on one machine."""
-    seeds = ", ".join(str(run["seed"]) for run in members)
+def _of_chapter(chapter: str, profile: str, members: list[Run]) -> tuple[str, ...]:
+    """A row: seeds of one chapter and profile on one machine; which processor, the table of runs says."""
+    seeds = _ranges(sorted(run["seed"] for run in members))
     counted = [found for run in members if (found := petaflop(run)) is not None]
     gpus = [_span([gpu.minutes(each) for each in counted], _minutes) for gpu in GPUS]
     took = _span([quote.minutes(run) for run in members], _minutes)
-    return (chapter, profile, seeds, _span(counted, _number), took, where, *gpus)
+    if gpu := members[0]["machine"]["gpu"]:
+        took += f" on {gpu}"
+    return (chapter, profile, seeds, _span(counted, _number), took, *gpus)
 
 
 def _sums(runs: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -167,7 +169,9 @@ def _sum(what: str, parts: Sequence[Sequence[Run]]) -> tuple[str, ...]:
         return (sum(known), "at least " * (len(known) < len(means))) if known else (math.nan, "")
 
     def hours(minutes: tuple[float, str]) -> str:
-        return f"{minutes[1]}{_number(minutes[0] / 60)}" if minutes[0] == minutes[0] else UNKNOWN
+        if minutes[0] != minutes[0]:
+            return UNKNOWN
+        return f"{minutes[1]}{_number(minutes[0] / 60)}" if minutes[0] >= 0.6 else "under 0.01"
 
     operations, least = total(petaflop)
     gpus = [hours((gpu.minutes(operations), least)) for gpu in GPUS]
@@ -207,6 +211,14 @@ def _caption(runs: Sequence[Run]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names)
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """``0 to 4, 7``."""
+    starts = [seed for seed in seeds if seed - 1 not in seeds]
+    ends = [seed for seed in seeds if seed + 1 not in seeds]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in pairs)
 
 
 def _span(values: Sequence[float], form: Callable[[float], str]) -> str:
