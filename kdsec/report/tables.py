@@ -36,7 +36,7 @@ MARKS = {
 HEADINGS = {False: "claim of the paper, and where it is made", True: "our own question"}
 COLUMNS = ("scale", "measured, 95 % interval", "required", "verdict", "q")
 DAGGER = "†"
-LEGEND = f"{DAGGER} exploratory: claim or choice of runs came after a first look"
+LEGEND = f"{DAGGER} exploratory: settled after a first look"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _notes(results: Sequence[ClaimResult]) -> str:
         if each.difference:
             seeds.setdefault((each.profile, in_print(each.dataset)), set()).add(len(each.values))
     parts = [
-        f"{profile}: {data}, {' to '.join(map(str, sorted({min(n), max(n)})))} seeds"
+        f"{profile}: {data}, {' to '.join(map(str, sorted({min(n), max(n)})))} seed{'s' * (max(n) > 1)}"
         for (profile, data), n in seeds.items()
     ]
     return "; ".join([*parts, *[LEGEND] * any(each.exploratory for each in results)])

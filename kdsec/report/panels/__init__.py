@@ -281,6 +281,5 @@ def verdict(
     for profile, (settings, rows) in current(recordings).items():
         values = [getattr(settings, name) for name in networks]
         names = " to ".join(value if isinstance(value, str) else ", ".join(value) for value in values)
-        display(Markdown(f"**{about(profile, settings, rows)}** ({names})"))
-        for heading, table in folded.items():
-            display(Markdown(summary.folded(heading, table(settings, rows))))
+        parts = [summary.folded(heading, table(settings, rows)) for heading, table in folded.items()]
+        display(Markdown(summary.folded(f"{about(profile, settings, rows)} ({names})", "\n\n".join(parts))))

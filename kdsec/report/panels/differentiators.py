@@ -293,7 +293,7 @@ FIGURES: dict[str, Callable[[Recordings], Figure]] = {
 }
 
 
-def answers(
+def _answers(
     student: nn.Module, pictures: Mapping[str, Tensor], classes: Sequence[str]
 ) -> dict[str, list[str]]:
     """The student's answer to each picture, in quotation marks."""
@@ -320,7 +320,7 @@ def disguises(
         classes: the class names.
     """
     shown = {name: images[rows] for name, images in pictures.items()}
-    said = answers(student, shown, classes)
+    said = _answers(student, shown, classes)
     width = min(64, features["target"].shape[1])
     loudest = features["target"].mean(0).argsort(descending=True)[:width].sort()[0]
     figure, axes = plt.subplots(
