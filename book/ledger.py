@@ -18,7 +18,7 @@ from kdsec.config import CHAPTERS, PROFILES, profiles, settings
 from kdsec.errors import KdsecError
 from kdsec.planning import agenda, plan
 from kdsec.report import quote, records
-from kdsec.report.text import markdown_table
+from kdsec.report.text import markdown_table, two_digits
 
 Run = dict[str, Any]
 UNKNOWN = "not recorded"
@@ -83,7 +83,7 @@ def pieces(results: pathlib.Path) -> str:
         chapter, _, _, *lacking = row.values()
         network, needed = teacher(str(chapter))
         took = (_minutes(gpu.minutes(needed)) for gpu in GPUS)
-        rows.append((chapter, *lacking, network, _number(needed), *took))
+        rows.append((chapter, *lacking, network, two_digits(needed), *took))
     return markdown_table(rows)
 
 
@@ -140,7 +140,7 @@ def _of_chapter(chapter: str, profile: str, members: list[Run]) -> tuple[str, ..
     took = _span([quote.minutes(run) for run in members], _minutes)
     if gpu := members[0]["machine"]["gpu"]:
         took += f" on {gpu}"
-    return (chapter, profile, seeds, _span(counted, _number), took, *gpus)
+    return (chapter, profile, seeds, _span(counted, two_digits), took, *gpus)
 
 
 def _sums(runs: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -171,11 +171,11 @@ def _sum(what: str, parts: Sequence[Sequence[Run]]) -> tuple[str, ...]:
     def hours(minutes: tuple[float, str]) -> str:
         if minutes[0] != minutes[0]:
             return UNKNOWN
-        return f"{minutes[1]}{_number(minutes[0] / 60)}" if minutes[0] >= 0.6 else "under 0.01"
+        return f"{minutes[1]}{two_digits(minutes[0] / 60)}" if minutes[0] >= 0.6 else "under 0.01"
 
     operations, least = total(petaflop)
     gpus = [hours((gpu.minutes(operations), least)) for gpu in GPUS]
-    counted = f"{least}{_number(operations)}" if operations == operations else UNKNOWN
+    counted = f"{least}{two_digits(operations)}" if operations == operations else UNKNOWN
     return (what, counted, hours(total(quote.minutes)), hours(total(_shared_minutes)), *gpus)
 
 
@@ -230,8 +230,3 @@ def _span(values: Sequence[float], form: Callable[[float], str]) -> str:
 
 def _minutes(value: float) -> str:
     return f"{value:.1f}" if value >= 0.05 else "under 0.1"
-
-
-def _number(value: float) -> str:
-    """Two digits, without powers of ten."""
-    return f"{value:.0f}" if value >= 10 else f"{float(f'{value:.2g}'):.10f}".rstrip("0").rstrip(".") or "0"

@@ -120,9 +120,14 @@ def plan(
     return specs
 
 
+def _recorded(spec: RunSpec) -> bool:
+    """Whether the record is there and has today's recipe."""
+    return recipe_of(spec.out, spec.profile, spec.chapter, spec.seed) == spec.recipe
+
+
 def is_done(spec: RunSpec, page_needed: bool) -> bool:
     """Whether the results are there and are what a run would produce; brings their prose up to date."""
-    if recipe_of(spec.out, spec.profile, spec.chapter, spec.seed) != spec.recipe:
+    if not _recorded(spec):
         return False
     page = spec.final(".ipynb")
     if not page.exists():
@@ -187,9 +192,7 @@ def agenda(specs: Sequence[RunSpec], *, gaps_first: bool = False) -> list[dict[s
         kind: collections.Counter(each.claim.chapter for each in board if each.verdict == kind)
         for kind in (rule.NOT_RUN, rule.UNDECIDED)
     }
-    done = [
-        spec for spec in specs if recipe_of(spec.out, spec.profile, spec.chapter, spec.seed) == spec.recipe
-    ]
+    done = [spec for spec in specs if _recorded(spec)]
     todo = [spec for spec in specs if spec not in done]
     return [
         {

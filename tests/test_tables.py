@@ -17,7 +17,7 @@ from kdsec import config
 from kdsec.errors import KdsecError
 from kdsec.report import claims, quote, records, summary, tables, verdicts
 from kdsec.report.claims import Claim, Quantity
-from kdsec.report.text import digits
+from kdsec.report.text import two_digits
 
 
 def recordings(chapter):
@@ -156,6 +156,6 @@ def test_hostile_text_reaches_no_page_by_a_mark(monkeypatch):
 
 @given(st.floats(-1e6, 1e6))
 def test_measured_numbers_have_two_digits_and_no_exponent(value):
-    shown = format(value, digits(value))
+    shown = two_digits(value)
     assert "e" not in shown
     assert abs(float(shown) - value) <= max(0.051 * abs(value), 5.1e-5)

@@ -28,7 +28,7 @@ from kdsec.errors import KdsecError, check_choice
 from kdsec.report import claims, records, tables
 from kdsec.report.claims import POINTS
 from kdsec.report.statistics import DECISIVE
-from kdsec.report.text import digits
+from kdsec.report.text import two_digits
 from kdsec.report.verdicts import DECIDED, NOT_RUN, UNDECIDED, ClaimResult
 
 PREFERRED = ("small", "second", "quick")  # profiles, the papers' regime first
@@ -145,6 +145,4 @@ def _size(result: ClaimResult) -> str:
 
 
 def _share(mean: float, result: ClaimResult) -> str:
-    return (
-        f"{100 * mean:.1f} %" if result.claim.unit == POINTS else f"{mean:{digits(mean)}} {result.claim.unit}"
-    )
+    return f"{100 * mean:.1f} %" if result.claim.unit == POINTS else f"{two_digits(mean)} {result.claim.unit}"

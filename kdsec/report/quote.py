@@ -29,7 +29,7 @@ from kdsec.config import CHAPTERS, PROFILES
 from kdsec.errors import KdsecError, check_choice
 from kdsec.report import findings, records, tables
 from kdsec.report.scoreboard import Boards
-from kdsec.report.text import digits, markdown_cell
+from kdsec.report.text import markdown_cell, two_digits
 from kdsec.report.verdicts import DECIDED, ClaimResult
 
 ROW = "scoreboard.html#{chapter}-{claim}"  # from a page beside it
@@ -117,8 +117,7 @@ class Source:
             means = [rows.loc[rows["arm"] == arm, "value"].mean() for arm in arms]
             if all(mean == mean and mean > 0 for mean in means):  # nan: nothing recorded
                 where = markdown_cell(tables.in_print(rows["dataset"].iloc[0]))
-                ratio = means[0] / means[1]
-                parts.append(f"{ratio:{digits(ratio)}} times on {where}")
+                parts.append(f"{two_digits(means[0] / means[1])} times on {where}")
         return _listed(parts) or "nothing recorded yet"
 
     def minutes(self, chapter: str, names: Sequence[str] = ()) -> str:

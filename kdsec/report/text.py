@@ -23,9 +23,12 @@ def markdown_cell(text: object) -> str:
     return " ".join(plain.splitlines())
 
 
-def digits(value: float) -> str:
-    """The format that shows two significant digits, and all of a larger whole number: never an exponent."""
-    return ".0f" if abs(value) >= 10 else ".2g" if abs(value) >= 0.001 or not value else ".4f"
+def two_digits(value: float, sign: str = "") -> str:
+    """Two significant digits, or all of a larger whole number; no power of ten. ``sign``: ``+`` or none."""
+    if abs(value) >= 10:
+        return f"{value:{sign}.0f}"
+    whole, _, decimals = f"{float(f'{value:.2g}'):{sign}.10f}".partition(".")
+    return f"{whole}.{decimals}".rstrip("0").rstrip(".")
 
 
 def text_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -28,7 +28,7 @@ from kdsec.report.statistics import (
     Difference,
     Prior,
 )
-from kdsec.report.text import digits
+from kdsec.report.text import two_digits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +111,9 @@ class ClaimResult:
         alone = self.claim.first is None or self.claim.second is None
         points = self.claim.unit == POINTS
         value = (100 if points else 1) * (-value if self.claim.first is None else value)
-        text = format(value, ("" if alone else "+") + (form or (".1f" if points else digits(value))))
+        sign = "" if alone else "+"
+        form = form or (".1f" if points else "")
+        text = format(value, sign + form) if form else two_digits(value, sign)
         return f"{text} %" if points and alone else text
 
     def row(self) -> dict[str, Any]:
