@@ -240,8 +240,9 @@ DIM = """() => {
             if (found === null) return null; // a mixed colour
             if ((found[3] ?? 1) > 0.5) return found; }
         return [255, 255, 255]; };
-    return [...document.querySelectorAll('.bd-article :is(p, li, td, th, h1, h2, h3, figcaption, .verdict)')]
-        .filter(each => each.innerText?.trim() && each.checkVisibility())
+    const words = each => [...each.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim());
+    return [...document.querySelectorAll('.bd-article :not(.headerlink)')]
+        .filter(each => each instanceof HTMLElement && words(each) && each.checkVisibility())
         .filter(each => {
             const [ink, paper] = [parts(getComputedStyle(each).color), behind(each)];
             if (!ink || !paper) return false;
