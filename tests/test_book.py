@@ -210,6 +210,8 @@ LOOK = """() => {
             if (getComputedStyle(up).overflowX !== 'visible') return true;
         return false; };
     const name = each => each.outerHTML.slice(0, 90);
+    const right = each => each.getBoundingClientRect().right;
+    const cut = formula => !formula.closest('table') && right(formula) > right(formula.closest('p, li, dd, div')) + 1;
     const drawn = all('mjx-container').map(each => {
         const svg = each.querySelector('svg');
         return Boolean(svg?.querySelector('path, rect, text') && svg.getAttribute('viewBox')); });
@@ -223,7 +225,8 @@ LOOK = """() => {
         captions: all('figure:has(> img) .caption-text').filter(text => text.innerText.trim()).length,
         page: document.documentElement.scrollWidth - width,
         wide: all('*').filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e)).map(name),
-        cut: all('pre').filter(e => e.scrollWidth > e.clientWidth + 1).map(name),
+        cut: [...all('pre').filter(e => e.scrollWidth > e.clientWidth + 1), ...all('mjx-container > svg').filter(cut)]
+            .map(name),
         small: all('.made').filter(e => parseFloat(getComputedStyle(e).fontSize) < 13).map(name),
         height: document.documentElement.scrollHeight,
         finding: found ? found.getBoundingClientRect().top + scrollY : null }; }"""
