@@ -54,7 +54,7 @@ BOUNDS: dict[str, dict[str, float]] = {
     "wanted": {"above": 0, "most": 1},
     "rho": {"least": 0, "below": 1},
     **{name: {"least": 0, "most": 1} for name in ("accuracy", "undefended", "loss")},
-    **{name: {"least": 0} for name in ("kappa", "ridge", "tolerance", "needed")},
+    **{name: {"least": 0} for name in ("ridge", "tolerance", "needed")},
     **{name: {"least": 1} for name in ("batch_size", "draws", "blends", "components", "window")},
     "num_classes": {"most": 10**6},
     **{name: {"least": 1, "most": 10**6} for name in ("classes", "bins")},

@@ -97,12 +97,14 @@ def test_published_teachers_are_taken_as_they_are(dataset):
 def test_the_margin_that_passes_a_threshold_does(classes):
     """As the chapter derives kappa."""
     generator = torch.Generator().manual_seed(0)
-    for theta in (0.2, 0.9, 0.999):
+    for theta in (0.0, 0.02, 0.2, 0.9, 0.999):
         logits = 4 * torch.randn(2_000, classes, generator=generator, dtype=torch.float64)
         wide = enough_margin(theta, classes)
         logits[:, 0] += wide + 4
         enough = -margin(logits, torch.zeros(2_000, dtype=torch.long)) >= wide
         assert enough.any() and (logits.softmax(1)[enough, 0] >= theta - 1e-6).all()
+        # However little the judge asks for, the student must say the target too.
+        assert wide >= 0 and (logits[enough].argmax(1) == 0).all()
     # For two classes no smaller margin will do.
     short = torch.tensor([[0.9, 0.0]], dtype=torch.float64).logit()[:, :1]
     assert torch.cat([short - 0.01, torch.zeros(1, 1)], 1).softmax(1)[0, 0] < 0.9

@@ -370,6 +370,13 @@ def test_every_known_defence_is_attacked_to_the_known_optimum(front):
         assert (reached >= (0.9 if front == "blanked" else 1) * best - 1e-4).all() and (best > 0).all()
 
 
+def test_a_margin_below_zero_is_a_margin(teacher, student, some):
+    sources, targets, chosen = (each[:8] if isinstance(each, torch.Tensor) else each for each in some)
+    labels = chosen.target_labels[:8]
+    found = adaptive_mimicry(student, teacher, 3, {}, sources, targets, labels, PER_PIXEL, kappa=-0.3)
+    assert found.shape == sources.shape
+
+
 def test_without_judges_the_joint_attack_is_mimicry(teacher, student, some):
     sources, targets, chosen = (each[:8] if isinstance(each, torch.Tensor) else each for each in some)
     labels = chosen.target_labels[:8]

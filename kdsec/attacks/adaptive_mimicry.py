@@ -138,11 +138,11 @@ def adaptive_mimicry(
 def enough_margin(p: float, classes: int) -> float:
     r"""The margin in logits that gives the target at least the probability ``p`` among ``classes``.
 
-    :math:`\log\frac{p}{1-p} + \log(K-1)`; for two classes no smaller one is enough. p is kept
-    within 0.001 and 1 - 1e-6.
+    :math:`\log\frac{p}{1-p} + \log(K-1)`; for two classes no smaller one is enough. At least 0, since the
+    decision must be the target too, however little p asks for. p is kept within 0.001 and 1 - 1e-6.
     """
     p = min(max(p, 1e-3), 1 - 1e-6)
-    return math.log(p / (1 - p)) + math.log(classes - 1)
+    return max(math.log(p / (1 - p)) + math.log(classes - 1), 0.0)
 
 
 def worst_case_over_attempts(
