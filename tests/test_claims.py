@@ -18,7 +18,7 @@ from torch import nn
 from kdsec import config
 from kdsec.attacks.extraction import EXTRACTION_ATTACKS
 from kdsec.cli import main
-from kdsec.defenses.realised import check_realised
+from kdsec.defenses.realised import check_realised, objective_of
 from kdsec.errors import KdsecError
 from kdsec.report import claims, records, scoreboard, verdicts
 from kdsec.report.claims import Check, Claim, Quantity
@@ -335,6 +335,18 @@ def test_every_claim_finds_its_rows_in_the_quick_records():
     assert [side for side in sides if not {*side.setting.split(";")} & {*others}] == []
 
 
+def test_every_claim_on_a_protected_teacher_asks_whether_it_was_realised():
+    """But for claims on what the check itself measures; label smoothing is no defence."""
+    for paper in claims.papers().values():
+        for each in paper.claims:
+            sides = {side.arm: side.metric for side in (each.first, each.second) if side}
+            about = {
+                arm for arm, metric in sides.items() if metric not in ("unevenness", "label's probability")
+            }
+            protected = {arm for arm in about - {"smoothed"} if objective_of(arm)}
+            assert protected <= {check.quantity.arm for check in each.realised}, (each.chapter, each.id)
+
+
 GOOD = """
 paper = "a paper"
 read = "the abstract"
@@ -412,8 +424,9 @@ def test_a_threshold_is_a_finite_number(value):
 
 
 def test_a_check_is_named_once_for_many_claims():
-    (found,) = claims.parse("opening", CHECKED).claims[0].realised
+    found, answers = claims.parse("opening", CHECKED).claims[0].realised
     assert found == Check("works", Quantity("a", "realised"), bound=0.1)
+    assert answers == Check("works answers", Quantity("a"), Quantity("normal"), -claims.LOST)
     for wrong, message in (
         ("under = 1\nover = 2", "one, or two checks"),
         ("undr = 1", "did you mean 'under'"),
@@ -421,6 +434,19 @@ def test_a_check_is_named_once_for_many_claims():
     ):
         with pytest.raises(KdsecError, match=message):
             claims.parse("opening", CHECKED.replace("over = 0.1", wrong))
+
+
+@pytest.mark.parametrize(("own", "words"), [(0.85, "supported"), (0.1, "not realised")])
+def test_a_teacher_that_ignores_its_images_is_no_defence_though_its_answers_moved(own, words):
+    sides = [f'{{ arm = "{arm}", setting = "thief=best" }}' for arm in ("normal", "a")]
+    text = CHECKED.replace('{ arm = "a" }', f"{sides[0]}\nsecond = {sides[1]}").replace("over = 0.1", "")
+    copies = [
+        rows(value, value, value, arm=arm, setting="thief=best")
+        for arm, value in (("normal", 0.9), ("a", 0.1))
+    ]
+    moved, teachers = rows(1.0, 1.0, 1.0, arm="a", metric="realised"), rows(0.9, 0.9, 0.9, arm="normal")
+    frame = pd.concat([*copies, moved, teachers, rows(own, own, own, arm="a")])
+    assert verdict(frame, claims.parse("opening", text).claims[0]) == words
 
 
 @pytest.mark.parametrize(

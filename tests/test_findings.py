@@ -29,7 +29,8 @@ def _judged(chapter, name, gaps, realised=1.0):
     rows = {}
     for seed, gap in enumerate(gaps):
         values = {side: value + gap * (side is claim.first) for side, value in sides if side}
-        values |= {check.quantity: realised for check in claim.realised}
+        for check in claim.realised:
+            values |= {side: realised for side in (check.quantity, check.than) if side}
         for quantity, value in values.items():
             arm, metric, setting, model = quantity._filled(settings)
             row = (chapter, "quick", seed, "digits", arm, model or "n", canonical(setting), metric, value, 9)

@@ -89,6 +89,16 @@ def test_the_title_names_the_price() -> None:
     assert said == "nasty takes most from the best attack: 10.0 points; its owner pays 5.0"
 
 
+def test_the_title_has_an_interval_where_there_are_seeds_enough() -> None:
+    parts = []
+    for seed, best in enumerate((0.8, 0.82, 0.78)):
+        ((settings, rows),) = stolen(normal=0.9, nasty=best).values()
+        parts.append(rows.assign(seed=seed))
+    said = panels.most_taken(pd.concat(parts), settings.suspects[:2])
+    assert said == "nasty takes most from the best attack: 10.0 points (5.0 to 15.0)"  # t(0.975; 2) = 4.303
+    assert "(" not in panels.most_taken(pd.concat(parts[:2]), settings.suspects[:2])
+
+
 def test_copies_are_coloured_by_what_labels_would_have_given() -> None:
     ((_, rows),) = stolen(normal=0.9, nasty=0.5).values()
     grid = panels.copies(rows)

@@ -18,8 +18,9 @@ its ``claims``. A claim has
 
 The file's table ``[realised.NAME]`` is such a check: a quantity (its metric is "realised", 1 or 0, unless
 named) whose mean over seeds must be ``over`` a number or ``under`` one; without either it must be 1 at every
-seed. With ``than``, another quantity, the difference of the two must be. Old records, from before there were
-checks, are judged without. ``kdsec.report.verdicts`` has the rule.
+seed. With ``than``, another quantity, the difference of the two must be. A defence that was realised must
+answer, too: a teacher that ignores its images has moved its answers, and what its copies lose proves nothing.
+Old records, from before there were checks, are judged without. ``kdsec.report.verdicts`` has the rule.
 
 The array ``findings`` says in prose what was found on the chapter's headline claims, a sentence a verdict;
 see ``kdsec.report.findings``.
@@ -27,6 +28,7 @@ see ``kdsec.report.findings``.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib.resources
@@ -52,6 +54,7 @@ ATTACKS = ("stealing", "poisoning", "changed inputs")
 DELTA = {"digits": 0.02, "cifar100": 0.02, "tiny-imagenet": 0.02}
 DELTA_ELSE = 0.01
 REALISED = 0.999  # a mean of 1s and 0s over this is 1 at every seed
+LOST = 0.3  # a protected teacher this far below the normal one in accuracy no longer answers
 
 
 @dataclass(frozen=True)
@@ -351,7 +354,8 @@ def _claim(
     )
     changes: dict[str, Any] = {side: Quantity(**quantity) for side, quantity in sides.items()}
     changes["attack"] = check_choice(f"attack of {where}", entry.get("attack", file["attack"]), ATTACKS)
-    changes |= {"realised": tuple(chosen.values()), "rule": hashlib.sha256(rule.encode()).hexdigest()[:8]}
+    tests = tuple(test for check in chosen.values() for test in (check, *_answers(check)))
+    changes |= {"realised": tests, "rule": hashlib.sha256(rule.encode()).hexdigest()[:8]}
     return Claim(chapter, **entry | changes)
 
 
@@ -367,6 +371,13 @@ def _check(where: str, name: str, entry: Any) -> Check:
     return Check(
         name, quantity, than, float(entry.get("under", entry.get("over", REALISED))), "under" not in entry
     )
+
+
+def _answers(check: Check) -> Iterable[Check]:
+    """That the teacher whose objective ``check`` is about still answers; nothing for other checks."""
+    if check.quantity.metric == "realised":
+        teacher = Quantity(check.quantity.arm, model=check.quantity.model)
+        yield Check(f"{check.name} answers", teacher, dataclasses.replace(teacher, arm="normal"), -LOST)
 
 
 def _check_table(where: str, entry: Any, kinds: Mapping[str, Any], needed: Iterable[str]) -> None:

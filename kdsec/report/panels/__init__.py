@@ -19,7 +19,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from kdsec.errors import check_choice
-from kdsec.report import plots, summary, tables, verdicts
+from kdsec.report import plots, statistics, summary, tables, verdicts
 
 Recordings = Mapping[str, tuple[Any, pd.DataFrame]]
 Draw = Callable[[Axes, pd.DataFrame, Any], None]
@@ -191,9 +191,14 @@ def dumbbells(recordings: Recordings, suspects: Callable[[Any], Sequence[str]]) 
 
 
 def most_taken(rows: pd.DataFrame, arms: Sequence[str]) -> str:
-    """Which teacher takes most from the best attack, and at what price; the first of ``arms`` is normal."""
-    best = copies(rows).loc["best", list(arms)]
-    taken = best.iloc[0] - best.iloc[1:]
+    """Which teacher takes most from the best attack on average, with the 95 % interval, and at what price.
+
+    The first of ``arms`` is normal. With fewer than three seeds there is no interval.
+    """
+    stolen = rows[(rows["metric"] == "test accuracy") & (rows["setting"] == "thief=best")]
+    best = 100 * stolen.pivot_table("value", "seed", "arm").reindex(columns=list(arms))
+    gaps = best.iloc[:, 1:].rsub(best.iloc[:, 0], axis=0)
+    taken = gaps.mean()
     if not taken.max() > 0:
         return "No protection takes anything from the best attack"
     most = str(taken.idxmax())
@@ -201,7 +206,9 @@ def most_taken(rows: pd.DataFrame, arms: Sequence[str]) -> str:
     own = 100 * tested.groupby("arm")["value"].mean()
     cost = own.get(arms[0], math.nan) - own.get(most, math.nan)
     price = "" if math.isnan(cost) else f"; its owner pays {cost:.1f}"
-    return f"{most} takes most from the best attack: {taken.max():.1f} points{price}"
+    gap = statistics.interval(gaps[most])
+    ends = f" ({gap.low:.1f} to {gap.high:.1f})" if gap.seeds >= statistics.DECISIVE else ""
+    return f"{most} takes most from the best attack: {taken.max():.1f} points{ends}{price}"
 
 
 def own_run(run: Any, table: Callable[[Any, pd.DataFrame], str] | str) -> Markdown:
@@ -220,7 +227,7 @@ def own_run(run: Any, table: Callable[[Any, pd.DataFrame], str] | str) -> Markdo
 def realised(rows: pd.DataFrame) -> Markdown:
     """A row per manipulation check: what was measured (mean over seeds), what was required, and the result.
 
-    A defence is realised where it was in most seeds, as for claims. Older records have no checks.
+    A defence is realised where it was at every seed, as for claims. Older records have no checks.
     """
     wide = summary.expand(rows)
     checked = wide[wide["check"].notna()] if "check" in wide else wide.iloc[:0]
@@ -231,7 +238,7 @@ def realised(rows: pd.DataFrame) -> Markdown:
         values = own.groupby("metric", sort=False)["value"]
         measure, measured = next((name, each.mean()) for name, each in values)
         required = values.get_group("required").mean()
-        result = "realised" if values.get_group("realised").mean() > 0.5 else "not realised"
+        result = "realised" if values.get_group("realised").min() == 1 else "not realised"
         table.append(
             {
                 "defence": arm,

@@ -120,7 +120,7 @@ def trade_off(recordings: Recordings) -> Figure:
         below = [
             arm for arm, (teacher, student) in lost.items() if student > max(teacher, 0) and arm != "normal"
         ]
-        ax.set_title(f"Below the line, a defence: {', '.join(below) or 'none'}")
+        ax.set_title(f"Below the line, on average: {', '.join(below) or 'none'}")
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
     return stack(recordings, draw, 6.4, lambda settings: 3.4)
@@ -174,18 +174,22 @@ def knobs(recordings: Recordings) -> Figure:
     """Accuracy of a student with all labels by the weight of its teacher, a line per temperature."""
 
     def draw(part: SubFigure, rows: pd.DataFrame, settings: Any) -> None:
-        wide = summary.expand(rows[rows["metric"] == "test accuracy"])
+        wide = summary.expand(rows[rows["metric"].isin(["test accuracy", "validation accuracy"])])
         wide = wide[wide["alpha"].notna()]
         own = rows[rows["model"] == settings.students[0]]
         alone = 100 * summary.select(own, "labels", "test accuracy", labels="all").mean()
         arms = [arm for arm in ("normal", "AST") if arm in set(wide["arm"])]
         for ax, arm in zip(part.subplots(1, len(arms), sharey=True, squeeze=False)[0], arms, strict=True):
-            grid = 100 * wide[wide["arm"] == arm].pivot_table("value", "alpha", "temperature")
+            parts = wide[wide["arm"] == arm].groupby("metric")
+            level = {
+                metric: 100 * part.pivot_table("value", "alpha", "temperature") for metric, part in parts
+            }
+            grid, chosen = level["test accuracy"], level["validation accuracy"].max().idxmax()
             for shade, (tau, line) in zip(HEAT, grid.items(), strict=False):
                 ax.plot(line.index, line, "o-", color=shade, lw=2, label=f"τ = {tau:g}")
             ax.axhline(alone, color="#5A5A5A", ls="--", lw=1.2, label="labels alone")
             ax.grid(axis="y", color="#DDDDDD", lw=0.8)
-            ax.set(title=f"{arm}: best at τ = {grid.max().idxmax():g}", xlabel="α, weight of the teacher")
+            ax.set(title=f"{arm}: validation chooses τ = {chosen:g}", xlabel="α, weight of the teacher")
             ax.set_xticks(list(grid.index))
         part.axes[0].set_ylabel("test accuracy (%)")
         part.legend(*part.axes[0].get_legend_handles_labels(), loc="outside right center")
