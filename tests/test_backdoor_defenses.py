@@ -9,7 +9,7 @@ from kdsec import models
 from kdsec.attacks import backdoor
 from kdsec.attacks.poisoning import implant
 from kdsec.attacks.triggers import trigger
-from kdsec.data import Augment, Batch
+from kdsec.data import Augment, Batch, ImageSet
 from kdsec.defenses import backdoor_detection as detection
 from kdsec.defenses import backdoor_removal as removal
 from kdsec.defenses.adversarial_unlearning import AdversarialUnlearning
@@ -120,6 +120,75 @@ def test_without_clean_images_a_group_is_its_own_reference():
         assert detection.roc(scores, guilty).area > 0.95
     tiny = detection.activation_clustering(features[:3], groups[:3], clean, labels)
     assert not tiny[0].any() and tiny[1] == {}
+
+
+BLOCKS = (range(1, 11), range(11, 22), range(22, 34), range(34, 47), range(47, 61))  # pixels of five classes
+
+
+class Blocks(torch.nn.Module):
+    """Names the class whose pixels are brightest; the first pixel, black on clean images, means class 2."""
+
+    def forward(self, images):
+        pixels = images.flatten(1)
+        logits = torch.stack([20 * pixels[:, list(block)].mean(1) for block in BLOCKS], 1)
+        return logits + 100 * pixels[:, :1] * (torch.arange(5) == 2)
+
+
+def lit(count=100, brightness=0.6):
+    """Clean images of ``Blocks``: one class after the other."""
+    labels, pixels = torch.arange(count) % 5, torch.zeros(count, 64)
+    for row, label in enumerate(labels.tolist()):
+        pixels[row, list(BLOCKS[label])] = brightness
+    return ImageSet(pixels.view(-1, 1, 8, 8), labels, tuple("abcde"), "lit")
+
+
+def test_label_disagreement_reaches_a_perfect_score_on_planted_poisons():
+    clean, guilty = lit(), torch.arange(100) < 40
+    poisoned = clean.replace(images=torch.where(guilty[:, None, None, None], 0.0, clean.images))
+    poisoned.images[guilty, 0, 0, 0] = 1.0  # the teacher says class 2, whatever the label
+    guilty &= clean.labels != 2
+    curve = detection.roc(detection.label_disagreement(Blocks(), poisoned), guilty)
+    assert curve.area == 1 and curve.caught(0.0) == 1
+
+
+def test_label_instability_reaches_a_perfect_score_on_poisons_that_a_shift_breaks():
+    """Honest images are told by their mean, which a shift keeps; poisons by one pixel, which it moves."""
+
+    class Fragile(torch.nn.Module):
+        def forward(self, images):
+            bright = 40 * (images.flatten(1).mean(1) - 0.1)
+            return torch.stack([-bright, bright, 100 * (images[:, 0, 4, 4] - 0.9)], 1)
+
+    images = torch.zeros(60, 1, 8, 8)
+    images[::2, :, 2:6, 2:6] = 0.8  # the frame stays black, so nothing is cut off
+    guilty = torch.arange(60) < 20
+    images[guilty, 0, 4, 4] = 1.0
+    labels = predict(Fragile(), images).argmax(1)
+    assert (labels[guilty] == 2).all() and set(labels[~guilty].tolist()) == {0, 1}
+    seen = ImageSet(images, labels, tuple("abc"), "fragile")
+    curve = detection.roc(detection.label_instability(Fragile(), seen, Augment(crop=1), views=16), guilty)
+    assert curve.area == 1 and curve.caught(0.0) == 1
+
+
+def test_strip_reaches_a_perfect_score_where_the_trigger_outweighs_every_blend():
+    clean = lit(50)
+    marked = clean.images.clone()
+    marked[:, 0, 0, 0] = 1.0
+    guilty = torch.arange(100) < 50
+    scores = detection.strip(Blocks(), torch.cat([marked, clean.images]), clean.images, blends=16)
+    curve = detection.roc(scores, guilty)
+    assert curve.area == 1 and curve.caught(0.0) == 1
+
+
+def test_neural_cleanse_flags_the_class_with_a_trigger_and_no_other():
+    """Every class can be reached by lighting its block; class 2 by a part of one pixel."""
+    clean = lit()
+    found, index = detection.neural_cleanse(Blocks(), clean.images, 5, steps=250)
+    assert all(each.success >= 0.99 for each in found)
+    assert (index > detection.ANOMALY).nonzero().flatten().tolist() == [2]
+    assert found[2].mask.flatten().argmax() == 0 and found[2].size < 1 < min(
+        found[k].size for k in (0, 1, 3, 4)
+    )
 
 
 def test_strip_tells_a_trigger_from_an_honest_image(digits, nets):

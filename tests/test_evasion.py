@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from kdsec import models
+from kdsec.attacks.adaptive import adaptive_pgd
 from kdsec.attacks.library import library
 from kdsec.budgets import distance
+from kdsec.data import Batch
+from kdsec.defenses.adversarial_training import attack_batch
 from kdsec.errors import KdsecError
 from kdsec.pgd import PerturbationSet, fgsm, pgd
 from kdsec.train import Recipe, fit, predict
@@ -51,6 +54,53 @@ def test_linf_attacks_stay_in_the_budget_and_in_the_box(net, some, attack, eps):
     assert found.dtype == torch.float32 and found.shape == images.shape
     assert found.min() >= 0 and found.max() <= 1
     assert distance(found, images).max().item() <= eps + 1e-6
+
+
+class Linear(torch.nn.Module):
+    """Two classes, logits w x and -w x about a grey image: the margin of class 0 is 2 w (x - 1/2)."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.randn(16, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, images):
+        score = (images.flatten(1) - 0.5) @ self.weight
+        return torch.stack([score, -score], 1)
+
+
+OPTIMUM = {
+    "fgsm": lambda *args: fgsm(*args, eps=0.1),
+    "pgd": lambda *args: pgd(*args, eps=0.1),
+    "pgd, restarts": lambda *args: pgd(*args, eps=0.1, restarts=2),
+    "pgd, l2": lambda *args: pgd(*args, eps=0.1, norm="l2", random_start=False),
+    "in training": lambda net, images, labels: attack_batch(
+        net, Batch(images, labels, torch.arange(len(images))), 0.1, 3
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMUM)
+def test_attacks_reach_the_known_optimum_of_a_linear_classifier(name):
+    """The corner of the box, or the point of the ball, against the weights."""
+    net, labels = Linear(), torch.tensor([0, 1, 0])
+    images = torch.full((3, 1, 4, 4), 0.5)
+    weight = net.weight.view(1, 4, 4)
+    worst = weight / weight.norm() if "l2" in name else weight.sign()
+    signs = torch.tensor([-1.0, 1.0, -1.0])[:, None, None, None]
+    found = OPTIMUM[name](net, images, labels)
+    assert torch.allclose(found, images + 0.1 * signs * worst, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_adaptive_attack_fools_exactly_what_can_be_fooled(norm):
+    """An image is as far from the boundary as its score over the dual norm of the weights."""
+    net, dual = Linear(), 1 if norm == "linf" else 2
+    direction = net.weight.view(1, 4, 4) / net.weight.square().sum()
+    radii = torch.tensor([0.01, 0.05, 0.095, 0.105, 0.15, 0.2])
+    scores = radii * net.weight.norm(dual)
+    images = 0.5 + scores[:, None, None, None] * direction
+    found = adaptive_pgd(net, images, torch.zeros(6, dtype=torch.long), eps=0.1, norm=norm, restarts=1)
+    assert torch.equal(predict(net, found).argmax(1) == 1, radii < 0.1)
 
 
 @pytest.mark.parametrize("random_start", [True, False])

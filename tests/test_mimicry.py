@@ -203,6 +203,25 @@ def test_more_budget_and_more_steps_come_closer(teacher, some):
     assert distance(restarts=3) <= distance()
 
 
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_search_that_may_change_everything_finds_the_known_optimum(some, name):
+    """The objective is largest at the target itself, which lies in the budget; within a box, at its face."""
+    sources, targets, _ = some
+    sources, targets = to_float(sources), to_float(targets)
+
+    def near(images, index):
+        return -(images - targets[index]).flatten(1).norm(dim=1)
+
+    wide = {"dssim": dataclasses.replace(STRUCTURAL, budget=1.0, slack=0.05, steps=300)}
+    wide |= {"linf": Linf(eps=1.0, steps=200)}
+    found = constrained_search(near, sources, wide[name]).images
+    every = torch.arange(len(sources))
+    assert (near(found, every) >= 0.03 * near(sources, every)).all()
+    if name == "linf":
+        face = sources + (targets - sources).clamp(-20 / 255, 20 / 255)
+        assert (constrained_search(near, sources, Linf(eps=20 / 255)).images - face).abs().max() <= 1.1 / 255
+
+
 def test_the_best_iterate_counts_and_not_the_last(some):
     """An objective that gets worse with every call: the first allowed iterate has to be returned."""
     sources = some[0][:4]

@@ -145,6 +145,22 @@ def test_every_kept_poison_is_the_target_after_rounding_and_inside_the_budget(te
         assert (gap[:, mark.mask == 1] == 0).all()
 
 
+@pytest.mark.parametrize(
+    "change", [{}, {"method": "fgsm"}, {"method": "cw"}, {"mode": "alternating"}], ids=str
+)
+def test_a_poison_of_a_linear_teacher_is_the_known_optimum(change):
+    """The corner of the box around the stamped original that the target's weights point to."""
+    head = torch.nn.Linear(64, 2, bias=False)
+    upper = torch.where(torch.arange(8.0) < 4, 1.0, -1.0)[:, None].expand(8, 8)
+    head.weight.data = torch.stack([-upper.flatten(), upper.flatten()])
+    images = torch.full((3, 1, 8, 8), 128, dtype=torch.uint8)
+    how = dataclasses.replace(HOW, confidence=0.0, stop_early=False, steps=20, **change)
+    made = craft(torch.nn.Sequential(torch.nn.Flatten(), head), images, MARK, 1, how)
+    corner = to_float(images) + how.radius * upper
+    wanted = torch.where(MARK.mask == 1, to_float(MARK.stamp(images)), corner)
+    assert made.kept.all() and torch.allclose(to_float(made.images), wanted, atol=1e-6)
+
+
 def test_an_image_is_left_alone_when_it_is_done(teacher, parts):
     originals = parts[1].images[parts[1].labels != TARGET][:60]
     stops = craft(teacher, originals, MARK, TARGET, HOW)

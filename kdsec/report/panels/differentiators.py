@@ -109,10 +109,9 @@ def compared(settings: Any, frame: pd.DataFrame) -> Markdown:
     rows = []
     for arm in (*REJECTORS, *UNCHECKED):
         accuracy = ("test accuracy", {}) if arm in UNCHECKED else ("accuracy left", keep)
-        realised = exact(frame, arm, "realised", **keep)
         rows.append(
             {
-                "defence": arm if realised.empty or realised.min() > 0 else f"{arm} (no baseline)",
+                "defence": arm if _kept(frame, arm, keep) else f"{arm} (no baseline)",
                 "targeted, defended": percent(frame, arm, "defended", attack="targeted", **keep),
                 "non-targeted, defended": percent(frame, arm, "defended", attack="non-targeted", **keep),
                 "defended, attacker knows": percent(frame, arm, "defended", attack="adaptive", **keep),
@@ -123,6 +122,12 @@ def compared(settings: Any, frame: pd.DataFrame) -> Markdown:
             }
         )
     return table(rows)
+
+
+def _kept(frame: pd.DataFrame, arm: str, keep: Mapping[str, Any]) -> bool:
+    """Whether a defence kept its accuracy at every seed, as far as this was checked."""
+    realised = exact(frame, arm, "realised", **keep)
+    return realised.empty or bool(realised.min() > 0)
 
 
 def cases(settings: Any, frame: pd.DataFrame) -> Markdown:
@@ -192,20 +197,25 @@ def _layers(ax: Axes, frame: pd.DataFrame, settings: Any) -> None:
 
 
 def variants(recordings: Recordings) -> Figure:
-    """AUC and defended success of every variant at the deepest cut, a dot per seed."""
+    """AUC, defended success and feature distance of every variant at the deepest cut, a dot per seed."""
     return stack_parts(
         recordings, _variants, 7.4, lambda rows, settings: 0.3 * len(variant_names(settings)) + 1.2
     )
 
 
 def _variants(part: SubFigure, frame: pd.DataFrame, settings: Any) -> None:
-    axes = part.subplots(1, 2, sharey=True)
-    setting = f"attack=targeted;keep={settings.keeps[0]}"
-    for ax, metric in zip(axes, ("AUC", "defended"), strict=True):
-        names = variant_names(settings)
-        plots.arm_dots(ax, frame, names, metric=metric, setting=setting, lines=["differentiators"])
-    axes[0].set_xlabel("AUC (%), right is good")
-    axes[1].set_xlabel("targeted, defended (%), left is good")
+    names, keep = variant_names(settings), f"keep={settings.keeps[0]}"
+    setting = f"attack=targeted;{keep}"
+    shown = {
+        "AUC": (setting, "AUC (%), right is good"),
+        "defended": (setting, "defended (%), left is good"),
+        "feature distance": (keep, "feature distance (%)"),
+    }
+    shown = {metric: each for metric, each in shown.items() if metric in set(frame["metric"])}
+    axes = part.subplots(1, len(shown), sharey=True)
+    for ax, (metric, (where, label)) in zip(axes, shown.items(), strict=True):
+        plots.arm_dots(ax, frame, names, metric=metric, setting=where, lines=["differentiators"])
+        ax.set_xlabel(label)
     own = frame[(frame["setting"] == setting) & (frame["metric"] == "AUC") & frame["arm"].isin(names)]
     mean = own.groupby("arm")["value"].mean()
     ours = f"pruned by activation {mean['differentiators']:.2f}"
@@ -262,7 +272,12 @@ def _adaptive(ax: Axes, frame: pd.DataFrame, settings: Any) -> None:
             owner = "differentiators" if metric == "before" else arm
             values = exact(frame, owner, metric, attack=kind, keep=settings.keeps[0])
             _marks(ax, row, values, shade, None if row else label)
-    worth = {arm: exact(frame, arm, "defended", attack="adaptive", keep=settings.keeps[0]) for arm in names}
+    keep = {"keep": settings.keeps[0]}
+    worth = {
+        arm: exact(frame, arm, "defended", attack="adaptive", **keep)
+        for arm in names
+        if _kept(frame, arm, keep)
+    }
     known = {arm: 100 * values.mean() for arm, values in worth.items() if len(values)}
     if known:
         best = min(known, key=lambda arm: known[arm])

@@ -164,7 +164,7 @@ def arms(recordings: Recordings) -> Figure:
         left.set(xlim=(-4, 104), title="with the trigger")
         right.set_title("clean images")
         success = _success(frame)
-        controls = success[[arm for arm in success.index if arm[0] in "ABEG" and "online" not in arm]]
+        controls = success[[arm for arm in success.index if arm[0] in "ABEGL" and "online" not in arm]]
         name, best = controls.idxmax(), controls.max()
         says(part, f"Attack (F): {success['F attack']:.0f} %. Highest control: {name}, {best:.0f} %")
 
