@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import io
 import json
 import math
 import os
 import pathlib
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,7 +25,7 @@ from kdsec import __version__
 from kdsec.audit.command import add_options
 from kdsec.audit.command import run as audit
 from kdsec.config import CHAPTERS, PROFILES
-from kdsec.errors import KdsecError, check_choice, check_path
+from kdsec.errors import KdsecError, check_choice
 from kdsec.report.text import text_table
 
 MOST_SEEDS = 1000
@@ -48,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if sys.stdout is None:
             raise KdsecError("standard output is closed; send it to a file or to /dev/null")
-        options = _parser().parse_args(arguments)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        _check_not_empty(given)
+        options = _parser().parse_args(given)
         status: int = options.action(options)
         sys.stdout.flush()
         return status
@@ -65,8 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):
             return 0  # the reader of our output has left (`| head`)
-        where = error.filename or "output"
-        return _complain(f"{where}: {error.strerror}; free some space or choose another folder", 2)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = (
+            "free some space or choose another folder" if full else "choose another folder, or allow this one"
+        )
+        return _complain(f"{error.filename or 'output'}: {error.strerror}; {advice}", 2)
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # pathlib's, of a user whom the system does not know
+            raise
+        return _complain(
+            "this user has no home folder; set HOME, or KDSEC_CACHE and KDSEC_DATA, to a folder", 2
+        )
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -112,11 +125,15 @@ def _complain(message: str, status: int) -> int:
     return status
 
 
-def _folder(text: str) -> str:
-    try:
-        return str(check_path("DIR", text))
-    except KdsecError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _check_not_empty(arguments: Sequence[str]) -> None:
+    """Refuse an argument without text, as an unset variable of the shell gives: none means anything."""
+    for before, given in zip(["", *arguments], arguments, strict=False):
+        option, value = before, given
+        if match := re.fullmatch(r"(--[\w-]+)=(.*)", given, re.DOTALL):
+            option, value = match.groups()
+        if not value.strip():
+            where = f"{option}: " if option.startswith("-") else ""
+            raise KdsecError(f"{where}an argument is empty; is a variable of the shell unset?")
 
 
 def _parser() -> _Parser:
@@ -148,7 +165,7 @@ def _parser() -> _Parser:
     get.add_argument("names", metavar="NAME", nargs="+")
     pack = command("pack", _data_pack, "write DIR/NAME.npz, for machines without internet", kinds)
     pack.add_argument("name", metavar="NAME")
-    pack.add_argument("--to", metavar="DIR", type=_folder, required=True)
+    pack.add_argument("--to", metavar="DIR", required=True)
     pack.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     check = command("check", _data_check, "read whole data sets (default: all that are present)", kinds)
     check.add_argument("names", metavar="NAME", nargs="*")
@@ -174,12 +191,12 @@ def _add_run(run: _Parser) -> None:
     add("--seeds", metavar="LIST", default="0", help="such as 0,1,2 or 0-4 (default: 0)")
     add("--jobs", metavar="N", type=int, default=1, help="runs at a time (default: 1)")
     add("--device", metavar="DEVICE", default="auto", help="auto, cpu or cuda (default: auto)")
-    add("--out", metavar="DIR", type=_folder, help="folder for results (default: results)")
+    add("--out", metavar="DIR", help="folder for results (default: results)")
     add("--fresh", action="store_true", help="run and train again, even what is finished")
     text = "change a setting of the profile; needs --out"
     add("--set", metavar="NAME=VALUE", dest="overrides", action="append", default=[], help=text)
     text = "folder of the chapters' notebooks (default: the repository's)"
-    add("--notebooks", metavar="DIR", type=_folder, help=text)
+    add("--notebooks", metavar="DIR", help=text)
     text = "begin with the runs that the most undecided claims need, as `kdsec verify` shows them"
     add("--gaps-first", action="store_true", help=text)
     text = "end after N minutes, with exit status 3 if anything is left; the same command then goes on"
@@ -204,7 +221,7 @@ def _add_format(parser: _Parser, *formats: str) -> None:
 
 def _add_folder(parser: _Parser) -> None:
     text = "folder that `kdsec run --out DIR` wrote (default: the book's own records)"
-    parser.add_argument("--out", metavar="DIR", type=_folder, help=text)
+    parser.add_argument("--out", metavar="DIR", help=text)
 
 
 def _list(options: argparse.Namespace) -> int:

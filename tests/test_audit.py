@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
 import tempfile
 from typing import Any
@@ -338,3 +339,59 @@ def test_the_page_is_readable_at_both_widths(width: int, tmp_path: pathlib.Path,
                 "rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 24, 29)"
             )
             assert not trouble.notes
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--labels", "nowhere.txt", "not found"),
+        ("--labels", "few.txt", "2 labels for"),
+        ("--student", "x", "unknown"),
+    ],
+)
+def test_the_model_is_asked_nothing_before_all_that_was_given_is_read(
+    option: str,
+    value: str,
+    says: str,
+    queries: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("few.txt").write_text("1\n2\n")
+    counts = "def api(images):\n    open('asked', 'a').close()\n    return [[0.1] * 10] * len(images)\n"
+    pathlib.Path("counts.py").write_text(counts)
+    base = ["--model", "counts.py:api", "--queries", queries, "--budgets", "40", "--out", "out"]
+    assert says in refused(capsys, *base, option, value)
+    if option == "--labels":
+        assert says in refused(
+            capsys, *base[:2], "--distillation-set", queries, "--out", "out", option, value
+        )
+    assert not pathlib.Path("asked").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".pt"])
+def test_a_model_file_that_is_none_is_one_line(
+    suffix: str, queries: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"weight": torch.zeros(3)}, tmp_path / f"w{suffix}")
+    given = [
+        "--model",
+        str(tmp_path / f"w{suffix}"),
+        "--queries",
+        str(queries),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main(["audit", *given]) == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "weights alone go into a safetensors file" in said
+
+
+def test_images_from_a_pipe_are_refused(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    said = refused(
+        capsys, "--model", "m.py:build", "--queries", tmp_path / "pipe.npz", "--out", tmp_path / "out"
+    )
+    assert "neither a folder of images nor a .npz file" in said

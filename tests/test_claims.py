@@ -265,6 +265,8 @@ def test_a_claim_is_confirmatory_if_it_was_committed_before_its_rows():
     assert judged(frame, made, runs=runs()).exploratory == ""
     assert judged(frame, made, runs=runs(overrides={"alpha": 1})).exploratory.startswith("other settings")
     assert judged(frame, claim(rule="a later one"), runs=runs()).exploratory.startswith("the claim is newer")
+    for odd in (None, "text", 3, [], {}):
+        assert judged(frame, made, runs=runs(claims=odd)).exploratory.startswith("the claim is newer")
     old = [{key: value for key, value in run.items() if key != "claims"} for run in runs()]
     found = judged(frame, made, runs=old)
     assert found.exploratory == verdicts.OLD and found.verdict == "supported"  # read all the same
@@ -374,6 +376,13 @@ MISTAKES = {
     "paper's field": ("read =", "raed = 1\nread =", "did you mean 'read'"),
     "same id": ("[[claims]]", f"{CLAIM_TABLE}[[claims]]", "'one' is given twice"),
     "id for no address": ('"one"', '"o ne"', "o ne"),
+    "id of two lines": ('"one"', '"o\\nne"', "is not a line of text"),
+    "two findings": (
+        "[[claims]]",
+        "\n".join(['[[findings]]\nclaim = "one"', *(f'"{each}" = "x"' for each in claims.SAID), ""]) * 2
+        + "\n[[claims]]",
+        "has a finding before",
+    ),
     "claims are a table": ("[[claims]]", "[claims]", "opening.toml, claims: "),
     "delta": ("first =", "delta = -0.1\nfirst =", "delta -0.1 is below 0"),
     "check": ("first =", 'realised = "work"\nfirst =', "unknown realised of papers/opening.toml"),

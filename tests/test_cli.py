@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -55,7 +56,6 @@ MISTAKES = {
     "run --seeds -1": "--seeds",
     "run --seeds=-1": "0,1,2 or 0-4",
     "run --seeds 1,,2": "0,1,2 or 0-4",
-    "run --seeds=": "0,1,2 or 0-4",
     "run --seeds 4-1": "low to high",
     "run --seeds 0-9999999": "at most 1000",
     "run --seeds 1,0-2": "1 is given twice",
@@ -75,7 +75,14 @@ MISTAKES = {
     "run --notebooks nowhere --out o": "nowhere",
     **{
         f"{command}=": "variable of the shell"
-        for command in ("run --out", "run --notebooks", "results --out", "verify --out", "data pack x --to")
+        for command in (
+            "run --out",
+            "run --seeds",
+            "run --notebooks",
+            "results --out",
+            "verify --out",
+            "data pack x --to",
+        )
     },
     "data": "COMMAND",
     "data list --format csv": "choose from: table, json",
@@ -329,3 +336,58 @@ def test_a_table_is_aligned():
     lines = text_table([{"name": "a", "value": "1.5"}, {"name": "long", "value": "10.25"}]).splitlines()
     assert lines == ["name  value", "----  -----", "a       1.5", "long  10.25"]
     assert text_table([]).strip() == ""
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\t"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "list --format",
+        "data list --format",
+        "data get",
+        "data check",
+        "data pack digits --to",
+        "results --out",
+        "verify --out",
+        "run --out",
+        "run --notebooks",
+        "run --set",
+        "audit --out o --model",
+        "audit --out o --model m.py:build --queries",
+        "audit --out o --model m.py:build --distillation-set",
+        "audit --out o --model m.py:build --queries q.npz --student",
+    ],
+)
+def test_an_empty_argument_is_refused_and_named(command, empty, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    *before, option = command.split()
+    forms = [[*before, option, empty]] + [[*before, f"{option}={empty}"]] * option.startswith("--")
+    for arguments in forms:
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert "empty; is a variable of the shell unset?" in said and said.count("\n") == 1
+        assert option in said or not option.startswith("--")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, capsys):
+    def nobody(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "expanduser", nobody)
+    monkeypatch.delenv("KDSEC_DATA", raising=False)
+    assert main(["data", "list"]) == 2
+    assert "set HOME, or KDSEC_CACHE and KDSEC_DATA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "allow this one")]
+)
+def test_only_a_full_disk_asks_for_space(number, advice, monkeypatch, capsys):
+    def failing(_):
+        raise OSError(number, os.strerror(number), "file")
+
+    monkeypatch.setattr(cli, "_list", failing)
+    assert main(["list"]) == 2
+    said = capsys.readouterr().err
+    assert advice in said and ("free some space" in said) == (number == errno.ENOSPC)

@@ -180,3 +180,51 @@ def test_the_teachers_of_one_seed_are_the_same_in_every_chapter():
     assert strengths["reversal_weight"] in reversed_.strengths
     assert (purified.eps, purified.inner_steps) == (crossing.eps, crossing.strengths.robust_steps)
     assert sparse.search == reversed_.search == crossing.search
+
+
+@pytest.mark.parametrize(("chapter", "name"), FIELDS)
+def test_a_table_is_refused_where_none_belongs(chapter, name):
+    value = getattr(QUICK[chapter], name)
+    tables = (field for field in ("fast", "drawing", "game") if field == name)
+    if dataclasses.is_dataclass(value) or next(tables, None):
+        assert config.settings(chapter, "quick", {name: {}})  # changes nothing, or takes the defaults
+        refused(chapter, {name: 5}, "table")
+    else:
+        refused(chapter, {name: {}}, name)
+
+
+# In tables whose dataclasses check nothing, or refused by the functions that take the value, after training.
+INSIDE = [
+    ("opening", {"smoothing": 1}, "smoothing"),
+    ("opening", {"search": {"temperatures": [1, 1.0]}}, "1.0 twice"),
+    ("opening", {"search": {"rates": [2, 2]}}, "2.0 twice"),
+    ("opening", {"student_steps": 10**24}, "student_steps"),
+    ("opening", {"recipe": {"augment": {"crop": 10**10}}}, "crop"),
+    ("crossing", {"mimicry": {"precision": "nan"}}, "precision"),
+    ("differentiators", {"mimicry": {"levels": 0}}, "levels"),
+    ("differentiators", {"mimicry": {"stabilizer": -1}}, "stabilizer"),
+    *(
+        ("crossing", {"strengths": {name: number}}, name)
+        for name, number in {
+            "smoothing": 1,
+            "nasty_temperature": 0,
+            "nasty_weight": -1,
+            "stingy_keep": 0,
+            "sparse_keep": -1,
+            "sparse_temperature": 0,
+            "sparse_alpha": 2,
+            "eps": -1,
+            "step_size": -0.5,
+            "steps": 0,
+            "reversal_temperature": 0,
+            "reversal_weight": 0,
+            "robust_steps": 0,
+            "precision": "x",
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(("chapter", "overrides", "name"), INSIDE, ids=str)
+def test_bounds_hold_in_tables_inside_too(chapter, overrides, name):
+    refused(chapter, overrides, name)

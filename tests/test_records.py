@@ -171,7 +171,7 @@ def test_a_record_that_lacks_a_file_is_named_and_left_out(tmp_path, missing):
     paths = [one(seed).save(tmp_path, FACTS) for seed in range(3)]
     assert recipe_of(tmp_path, "quick", "opening", 1) == "abc"
     paths[1].with_suffix(missing).unlink()
-    with pytest.warns(UserWarning, match=rf"seed1\{missing} is missing.* --seeds 1 --fresh"):
+    with pytest.warns(UserWarning, match=rf"seed1\{missing} is missing.* --seeds 1 --out {tmp_path} --fresh"):
         assert read(tmp_path, "quick", "opening").seed.tolist() == [0, 2]
     assert recipe_of(tmp_path, "quick", "opening", 1) is None
 
@@ -225,7 +225,7 @@ def test_a_wrong_row_is_named_with_its_file_and_place(tmp_path, old, new, messag
     with pytest.raises(KdsecError, match=re.escape(message)) as caught:
         read(tmp_path, "quick")
     said = str(caught.value)
-    assert str(path) in said and "--fresh" in said and "\n" not in said
+    assert str(path) in said and f"--out {tmp_path} --fresh" in said and "\n" not in said
     assert message == "columns" or "row 2, " in said or "row 3, " in said
 
 

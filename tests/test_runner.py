@@ -632,3 +632,17 @@ def test_only_runs_that_are_kept_are_counted(book, monkeypatch):
     monkeypatch.setattr(runner, "_over", stop_after_two)
     with pytest.raises(KeyboardInterrupt, match="1 of 3 runs"):
         run(0, 1, 2)
+
+
+def test_other_settings_are_recorded_where_the_chapter_asserts_its_own(book):
+    book("assert profile != 'quick'  # holds at the settings of no profile")
+    assert run()[0].status == "failed"
+    assert run(overrides={"alpha": 0.5})[0].status == "done"
+
+
+def test_a_full_disk_is_found_before_anything_runs(book, monkeypatch):
+    full = lambda dir: open("/dev/full", "wb")  # noqa: E731, SIM115
+    monkeypatch.setattr(runner.tempfile, "TemporaryFile", full)
+    with pytest.raises(KdsecError, match="cannot write to .*out: No space left"):
+        run()
+    assert executions() == []

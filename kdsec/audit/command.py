@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 TEXT = (
     "Attack a classifier of your own: what does serving its answers give away, for how many queries, and "
-    "what would top-k, rounding or labels only cost a thief and honest users? FILE.py is run as if you had "
-    "started it yourself: use files that you trust. Nothing is sent anywhere. The page is written again "
-    "after each block; an audit that was stopped goes on when the same command is given again."
+    "what would top-k, rounding or labels only cost a thief and honest users? A model file (.py, .pt2, .pt) "
+    "is a program, which is run as if you had started it yourself: use files that you trust. Nothing is "
+    "sent anywhere. The page is written again after each block; an audit that was stopped goes on when the "
+    "same command is given again."
 )
 
 
@@ -83,12 +84,9 @@ def run(options: argparse.Namespace) -> int:
         from kdsec.audit import poisons
 
         trusted = loading.load_images(options.queries, size) if options.queries else None
-        found = poisons.inspect(
-            load(options.model, options.weights),
-            loading.load_images(options.distillation_set, size),
-            options.labels,
-            trusted,
-        )
+        images = loading.load_images(options.distillation_set, size)
+        labels = loading.read_labels(options.labels, images)
+        found = poisons.inspect(load(options.model, options.weights), images, labels, trusted)
         _folder(out)
         poisons.write(found, out)
         print(poisons.summary(found))
@@ -102,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
     budgets = tuple(_whole("budgets", each) for each in options.budgets.split(","))
     plan = Plan(budgets, names, options.student, options.seeds, options.minutes, options.flip, device)
     images = loading.load_images(options.queries, size)
+    given = loading.read_labels(options.labels, images)
     target = load(options.model, options.weights)
     protected = [load(name) for name in names if ".py:" in name]
     check_folder()
@@ -113,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"after {len(state.done)} blocks: {said.advice}. {said.sentences[0]}", flush=True)
 
     def labels(classes: int) -> Any:
-        return loading.labels_for(images, classes, options.labels)
+        return loading.labels_for(images, classes, given)
 
     state = audit(target, images, labels, plan, protected=protected, report=report)
     for sentence in verdict.verdict(state).sentences[1:]:

@@ -1,6 +1,7 @@
 """What an audit starts from: somebody's model as a function, and images, with or without labels.
 
-Loading ``FILE.py`` runs it. Nothing is sent anywhere, unless the function in that file does so.
+Loading ``FILE.py`` runs it, and so does loading a ``.pt2`` or ``.pt`` file, which may hold code of any kind.
+Nothing is sent anywhere, unless that code does so.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import logging
 import pathlib
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -167,21 +170,28 @@ def guarded(what: str, call: Callable[[], Any], file: pathlib.Path | None = None
 
 def _from_file(file: pathlib.Path, device: torch.device | str) -> Callable[[Tensor], Any]:
     """An exported program or a script, as a function: both are frozen, and may refuse ``eval()``."""
+    log = logging.getLogger("torch")
+    before = log.level
     try:
-        if file.suffix == ".pt2":
-            return torch.export.load(file).module().to(device).forward
-        return torch.jit.load(str(file), map_location=device).eval().forward
+        log.setLevel(logging.CRITICAL)  # torch logs tracebacks of its own
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that TorchScript is deprecated
+            if file.suffix == ".pt2":
+                return torch.export.load(file).module().to(device).forward
+            return torch.jit.load(str(file), map_location=device).eval().forward
     except Exception as error:  # readers of foreign files raise almost anything
         kind = "torch.export" if file.suffix == ".pt2" else "TorchScript"
         raise KdsecError(
             f"{file} is no {kind} file ({type(error).__name__}); weights alone go into a safetensors file, "
             "with --model FILE.py:build --weights W.safetensors"
         ) from None
+    finally:
+        log.setLevel(before)
 
 
 def _load_weights(model: nn.Module, path: pathlib.Path) -> None:
     if not path.is_file():
-        raise KdsecError(f"weights {path} do not exist")
+        raise KdsecError(f"weights {path}: there is no such file")
     try:
         given = load_file(path)
     except (SafetensorError, OSError, ValueError):
@@ -253,31 +263,52 @@ def load_images(path: str, size: tuple[int, int] | None = None) -> ImageSet:
         return read(place, size=size)
     if size is not None:
         raise KdsecError("--size scales the images of a folder; those of a .npz file stay as they are")
-    if place.exists() and place.suffix != ".npz":
+    if place.exists() and (place.suffix != ".npz" or not place.is_file()):
         raise KdsecError(f"{place} is neither a folder of images nor a .npz file")
     labels = "labels" if "labels" in array_names(place) else None
     return from_npz(place, labels=labels)
 
 
-def labels_for(images: ImageSet, classes: int, source: str | None) -> Tensor | None:
+def read_labels(source: str | None, images: ImageSet) -> np.ndarray | None:
+    """The numbers of a text file, one a line for each of ``images``; None where ``source`` is None.
+
+    ``none`` gives an empty array: there are no labels.
+
+    Raises:
+        KdsecError: a file that cannot be read, is no list of numbers, or has another length.
+    """
+    if source is None:
+        return None
+    if source == "none":
+        return np.zeros(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's about an empty file
+            given = np.loadtxt(source, dtype=np.float64, ndmin=1)
+    except (OSError, ValueError) as error:
+        raise KdsecError(f"labels {source}: {error}; write one class number a line, or `none`") from None
+    if len(given) != len(images):
+        raise KdsecError(f"{len(given)} labels for {len(images)} images; give one a line, in their order")
+    return given
+
+
+def labels_for(images: ImageSet, classes: int, given: np.ndarray | None = None) -> Tensor | None:
     """Class numbers ``(N,)`` of ``images`` for a model of so many classes, or None.
 
     Args:
         images: as ``load_images`` read them.
         classes: K of the model.
-        source: a text file with one number a line, in the images' order; ``none``; None: the images' own.
+        given: as ``read_labels`` read them; None: the images' own.
 
     Raises:
         KdsecError: labels that do not fit the images or the model, or of one class only.
     """
-    if source == "none" or (source is None and images.classes == ("unlabelled",)):
+    if given is not None and not len(given):
         return None
-    if source is not None:
-        try:
-            given = np.loadtxt(source, dtype=np.float64, ndmin=1)
-        except (OSError, ValueError) as error:
-            raise KdsecError(f"labels {source}: {error}; write one class number a line, or `none`") from None
-        labels = as_labels(given, classes, source)
+    if given is not None:
+        labels = as_labels(given, classes, "labels")
+    elif images.classes == ("unlabelled",):
+        return None
     else:
         if images.num_classes > classes or (images.num_classes < classes and "class 0" not in images.classes):
             raise KdsecError(
@@ -285,8 +316,6 @@ def labels_for(images: ImageSet, classes: int, source: str | None) -> Tensor | N
                 "subfolders so that their order is the model's, give --labels FILE, or --labels none"
             )
         labels = images.labels
-    if len(labels) != len(images):
-        raise KdsecError(f"{len(labels)} labels for {len(images)} images; give one a line, in their order")
     if int(labels.min()) < 0:
         raise KdsecError("some images have no label; label all, or give --labels none")
     if len(labels.unique()) < 2:

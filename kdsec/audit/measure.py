@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdsec import models
 from kdsec.attacks.extraction import (
     EXTRACTION_ATTACKS,
     POOL,
@@ -37,7 +38,7 @@ from kdsec.audit.loading import Target
 from kdsec.audit.serving import AS_IS, BY_HAND, LABELS, Serving, cost, serving
 from kdsec.cache import Cache
 from kdsec.data import ImageSet
-from kdsec.errors import KdsecError, check_number
+from kdsec.errors import KdsecError, check_choice, check_number
 from kdsec.fingerprint import fingerprint
 from kdsec.train import predict
 
@@ -76,6 +77,8 @@ class Plan:
         if not self.budgets:
             raise KdsecError("budgets are empty; give some, such as 500,2000")
         check_number("seeds", self.seeds, least=1, below=100, whole=True)
+        if self.student is not None:
+            check_choice("student", self.student, models.names())
         if self.minutes is not None:
             check_number("minutes", self.minutes, above=0)
 

@@ -13,6 +13,7 @@ import math
 import pathlib
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,7 +85,7 @@ class Inspection(NamedTuple):
 def inspect(
     target: Target,
     images: ImageSet,
-    labels: str | None = None,
+    labels: np.ndarray | None = None,
     trusted: ImageSet | None = None,
     cache: Cache | None = None,
 ) -> Inspection:
@@ -93,7 +94,7 @@ def inspect(
     Args:
         target: the teacher that will be asked about them.
         images: the set in question.
-        labels: as in ``labels_for``.
+        labels: as ``read_labels`` read them; None: the images' own.
         trusted: clean images of the same kind.
         cache: keeps the copy whose features are read.
 
@@ -132,7 +133,7 @@ def inspect(
         clean, honest = trusted.subset(slice(0, half)), trusted.subset(slice(half, None))
         mine = scores(images, given, answers, clean)
         said = predict(teacher, honest)
-        own = None if given is None else labels_for(trusted, answers.shape[1], None)
+        own = None if given is None else labels_for(trusted, answers.shape[1])
         theirs = scores(honest, None if own is None else own[half:], said, clean)
         high = {
             name: score > theirs[name].quantile(1 - SHARE) if name in theirs else _highest(score, SHARE)

@@ -23,7 +23,7 @@ from kdsec.data import DATASETS
 from kdsec.data.names import CLASS_NAMES
 from kdsec.data.published import SETS
 from kdsec.errors import KdsecError, check_choice
-from kdsec.train import Recipe
+from kdsec.train import PRECISIONS, Recipe
 
 T = TypeVar("T")
 
@@ -51,6 +51,24 @@ BetweenShares = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Maybe = Annotated[tuple[T, ...], AfterValidator(_distinct)]  # any number of values, each once
 Several = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_distinct)]
+
+# Bounds of settings that mean the same under one name, beside those of their fields: what the functions that
+# take them refuse (``kdsec.entry.BOUNDS``), and what stands in tables whose dataclasses check nothing.
+BY_NAME: dict[str, Any] = {
+    "smoothing": Annotated[float, Field(ge=0, lt=1)],
+    "precision": Annotated[str, one_of("precision", lambda: PRECISIONS)],
+    **dict.fromkeys(("nasty_temperature", "sparse_temperature", "reversal_temperature"), Positive),
+    **dict.fromkeys(("nasty_weight", "stabilizer"), NotNegative),
+    **dict.fromkeys(("stingy_keep", "sparse_keep", "robust_steps"), Count),
+    "eps": Share,
+    "steps": Annotated[int | None, Field(ge=1)],
+    "step_size": Annotated[float | None, Field(ge=0)],
+    "levels": Count | tuple[str, ...],  # of an image's sizes, or names
+    "sparse_alpha": Share,
+    "reversal_weight": Positive,
+    **dict.fromkeys(("temperatures", "rates"), Maybe[Positive]),
+}
+MOST = 10**9  # of any whole number: a larger one can only overflow, or never end
 
 Dataset = Annotated[str, one_of("dataset", lambda: DATASETS)]
 Network = Annotated[str, one_of("model", models.names)]
@@ -101,15 +119,21 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _value(name: str, value: Any, hint: Any, checked: bool) -> Any:
-    kinds = [each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each)]
+    options = [each for each in (hint, *typing.get_args(hint)) if isinstance(each, type)]
+    kinds = [each for each in options if dataclasses.is_dataclass(each)]
     if isinstance(value, Mapping) and kinds:
-        return build(typing.cast(type, kinds[0]), value)
+        return build(kinds[0], value)
     value = _plain(value)
-    if not checked and not kinds:  # a dataclass that does not check the types of its fields
-        try:
-            return _adapter(hint).validate_python(value)
-        except pydantic.ValidationError as error:
-            raise KdsecError(_one_line(error, name)) from None
+    # The first is needed where a dataclass does not check the types of its fields.
+    hints = [hint] * (not checked and not kinds) + [BY_NAME.get(name, Any)]
+    try:
+        for each in hints:
+            value = _adapter(each).validate_python(value)
+    except pydantic.ValidationError as error:
+        raise KdsecError(_one_line(error, name)) from None
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int) and number > MOST:
+            raise KdsecError(f"setting {name}={value!r} must be at most {MOST}")
     return value
 
 
@@ -133,6 +157,9 @@ def _one_line(error: pydantic.ValidationError, name: str = "") -> str:
     text = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     text = text.replace("must be a valid tuple", "has the wrong type, it must be a list such as [1, 2]")
     text = text.replace("must be a valid integer", "has the wrong type, it must be an int")
+    text = re.sub(
+        "must be an instance of .*", "has the wrong type, it must be a table, {'name': value}", text
+    )
     text = re.sub("^must be a valid (number|string|boolean)", r"has the wrong type, it must be a \1", text)
     return f"{where}={first['input']!r} {text}"
 

@@ -273,6 +273,8 @@ def parse(chapter: str, text: str) -> Paper:
     for number, each in enumerate(entry.get("findings", []), 1):
         place = f"{where}, finding {number}"
         _check_table(place, each, FINDING, list(FINDING))
+        if each["claim"] in findings:
+            raise KdsecError(f"{place}: claim {each['claim']!r} has a finding before; give each claim one")
         findings[check_choice(f"claim of {place}", each["claim"], ids)] = each
     return Paper(entry["paper"], entry["read"], tuple(entry["deviations"]), claims, findings)
 
@@ -328,7 +330,9 @@ def _claim(
     chapter: str, number: int, entry: Any, file: Mapping[str, Any], checks: Mapping[str, Check]
 ) -> Claim:
     name = entry.get("id") if isinstance(entry, dict) else None
-    where = f"papers/{chapter}.toml, claim {number}" + (f" ({name})" if isinstance(name, str) else "")
+    where = f"papers/{chapter}.toml, claim {number}" + (
+        f" ({name})" if isinstance(name, str) and name.isprintable() else ""
+    )
     _check_table(where, entry, CLAIM, ["id", "statement", "source"])
     if not re.fullmatch(r"[\w-]+", entry["id"]):
         raise KdsecError(f"{where}: id {entry['id']!r} is part of an address; use letters, digits and -")

@@ -16,6 +16,7 @@ import numbers
 import os
 import pathlib
 import re
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -345,9 +346,10 @@ def _complete(out: str | os.PathLike[str], profile: str, chapter: str | None) ->
 
 
 def _again(path: pathlib.Path) -> str:
-    """The command that makes the record at ``path`` again."""
+    """The command that makes the record at ``path`` again, in its own folder and no other."""
     seed, chapter, profile = path.stem.removeprefix("seed"), path.parent.name, path.parent.parent.name
-    return f"run `kdsec run {chapter} --profile {profile} --seeds {seed} --fresh`"
+    out = shlex.quote(str(path.parent.parent.parent))
+    return f"make it again by `kdsec run {chapter} --profile {profile} --seeds {seed} --out {out} --fresh`"
 
 
 def _load(path: pathlib.Path) -> tuple[list[tuple[Any, ...]], dict[str, Any]]:
@@ -369,9 +371,9 @@ def _load(path: pathlib.Path) -> tuple[list[tuple[Any, ...]], dict[str, Any]]:
             _row(line, place, [chapter, profile, seed], seen) for place, line in enumerate(lines, 2)
         ], about
     except OSError as error:
-        raise KdsecError(f"cannot read {path}: {error.strerror}; {_again(path)}") from None
+        raise KdsecError(f"cannot read {path}: {error.strerror}; restore it, or {_again(path)}") from None
     except (ValueError, csv.Error, RecursionError) as error:
-        raise KdsecError(f"record {path} is damaged: {error}; {_again(path)}") from None
+        raise KdsecError(f"record {path} is damaged: {error}; restore it, or {_again(path)}") from None
 
 
 def _row(line: list[str], place: int, belongs: list[str], seen: set[tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -236,7 +236,8 @@ def _exploratory(claim: Claim, recorded: Recorded, seeds: Iterable[int]) -> str:
         return "other seeds than the profile's"
     if any(run.get("overrides") for run in runs):
         return "other settings than the profile's"
-    if any(run["claims"].get(claim.id) != claim.rule for run in runs):
+    known = [run["claims"] if isinstance(run.get("claims"), dict) else {} for run in runs]
+    if any(each.get(claim.id) != claim.rule for each in known):
         return "the claim is newer than its rows"
     return ""
 
