@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
 import tempfile
 from typing import Any
@@ -217,7 +218,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("single", "(2, 1) for 2 images; the audit needs logits or probabilities (2, K), K at least 2"),
         ("constant", "gives every image the same class"),
         ("infinite", "infinite or not a number"),
-        ("picky", "raised AssertionError: wants 32x32; does it expect another size (--size HxW)?"),
+        (
+            "picky",
+            "AssertionError: wants 32x32; does it expect another size (--size HxW), or other channels?",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_audited_is_one_line(
@@ -232,7 +236,9 @@ def test_a_model_that_cannot_be_audited_is_one_line(
     monkeypatch.setenv("KDSEC_CACHE", str(tmp_path / "cache"))
     where = ["--model", f"{model}:{name}", "--queries", queries, "--budgets", "40", "--out", tmp_path / "out"]
     assert says.format(file=model) in refused(capsys, *where)
-    assert not list((tmp_path / "out").glob("*"))  # nothing half-written
+    assert not (tmp_path / "out").exists()  # nothing half-written
+    where[1] = f"{os.path.relpath(model)}:{name}"
+    assert says.format(file=os.path.relpath(model)) in refused(capsys, *where)
 
 
 def test_images_labels_and_weights_that_do_not_fit_are_one_line(
@@ -263,7 +269,51 @@ def test_images_labels_and_weights_that_do_not_fit_are_one_line(
     labels.write_text("1\n" * len(digits().subset(slice(250, None))))
     assert "all labels are one class" in refused(capsys, *base, "--budgets", "40", "--labels", labels)
     assert "does not exist" in refused(capsys, "--model", "no.py:build", "--queries", queries, *out)
-    assert not list((tmp_path / "out").glob("*"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_do_not_fit_are_refused_before_the_model_is_asked(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asking may cost the user money: two images are asked about, to learn the number of classes."""
+    monkeypatch.setenv("KDSEC_CACHE", str(tmp_path / "cache"))
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 3, 20, 20), dtype=np.uint8)
+    np.savez(tmp_path / "photos.npz", images=pixels)
+    code = tmp_path / "api.py"
+    code.write_text(
+        "import pathlib, torch\n"
+        "def api(images):\n"
+        f"    with open({str(tmp_path / 'asked')!r}, 'a') as log:\n"
+        "        log.write('x' * len(images))\n"
+        "    return torch.rand(len(images), 10).softmax(1)\n"
+    )
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "words.txt").write_text("cat\ndog\n")
+    base = ["--model", f"{code}:api", "--queries", tmp_path / "photos.npz", "--budgets", "40"]
+    base += ["--out", tmp_path / "out"]
+    for options, says in (
+        (["--labels", tmp_path / "none.txt"], "none.txt: No such file or directory; give a file of class"),
+        (["--labels", tmp_path / "words.txt"], "words.txt: not all of it is numbers; give a file of class"),
+        (["--labels", tmp_path / "empty.txt"], "0 labels for 80 images"),
+        (["--defences", "top-10"], "1 <= K < 10"),
+        (["--student", "resnet9"], "choose"),
+        (["--student", "digits-mlp"], "student digits-mlp has no convolutions with batch normalisation"),
+        (["--mean", "0.5", "--std", "0.5"], "--mean has 1 numbers and photos 3 channels"),
+    ):
+        assert says in refused(capsys, *base, *options)
+        assert not (tmp_path / "asked").exists() or (tmp_path / "asked").read_text() == "xx", options
+        (tmp_path / "asked").unlink(missing_ok=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_audit_that_is_stopped_says_how_it_goes_on(
+    model: pathlib.Path, queries: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.write_text("import os, signal\ndef api(images):\n    os.kill(os.getpid(), signal.SIGTERM)\n")
+    given = ["audit", "--model", f"{model}:api", "--queries", str(queries), "--budgets", "40"]
+    assert cli.main([*given, "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "kdsec: error: interrupted; the same command goes on from here\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_random_model_is_asked_once_and_that_is_said(tmp_path: pathlib.Path) -> None:

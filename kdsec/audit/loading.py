@@ -71,7 +71,7 @@ def load_model(
     path, _, name = place.partition(":") if ".py:" in place else (place, "", "")
     file = pathlib.Path(path)
     if not file.is_file():
-        raise KdsecError(f"model {path} does not exist; give {FORMS}")
+        raise KdsecError(f"model {path} {'is a folder' if file.is_dir() else 'does not exist'}; give {FORMS}")
     if file.suffix == ".py":
         model = _from_code(file, name)
     elif weights is not None:
@@ -157,7 +157,7 @@ def guarded(what: str, call: Callable[[], Any], file: pathlib.Path | None = None
         raise
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [each.lineno for each in frames if file is not None and each.filename == str(file)]
+        lines = [each.lineno for each in frames if file is not None and each.filename == str(file.absolute())]
         if isinstance(error, SyntaxError):
             lines = [error.lineno]
         where = f" at line {lines[-1]}" if lines else ""
@@ -274,14 +274,16 @@ def labels_for(images: ImageSet, classes: int, source: str | None) -> Tensor | N
         return None
     if source is not None:
         try:
-            given = np.loadtxt(source, dtype=np.float64, ndmin=1)
+            lines = pathlib.Path(source).read_text(encoding="utf-8").split()
+            given = np.array(lines, dtype=np.float64)
         except (OSError, ValueError) as error:
-            raise KdsecError(f"labels {source}: {error}; write one class number a line, or `none`") from None
+            said = error.strerror if isinstance(error, OSError) else "not all of it is numbers"
+            raise KdsecError(f"labels {source}: {said}; give a file of class numbers, or `none`") from None
         labels = as_labels(given, classes, source)
     else:
         if images.num_classes > classes or (images.num_classes < classes and "class 0" not in images.classes):
             raise KdsecError(
-                f"{images.name} has {images.num_classes} classes and the model {classes}; name the "
+                f"classes of {images.name}: {images.num_classes}, of the model: {classes}; name the "
                 "subfolders so that their order is the model's, give --labels FILE, or --labels none"
             )
         labels = images.labels
