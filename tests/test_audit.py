@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
 import pathlib
+import re
 import tempfile
 from typing import Any
 
@@ -20,7 +22,7 @@ from kdsec.audit import loading, measure, page, poisons
 from kdsec.audit.copies import Stored
 from kdsec.audit.measure import Audit, Plan, audit, blocks
 from kdsec.audit.serving import AS_IS, BY_HAND, LABELS, cost, serving
-from kdsec.audit.verdict import MARGIN, SERVE, difference, points, verdict
+from kdsec.audit.verdict import MARGIN, SERVE, Point, difference, points, verdict
 from kdsec.cache import Cache
 from kdsec.data import ImageSet
 from kdsec.train import Recipe, fit
@@ -220,7 +222,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("infinite", "infinite or not a number"),
         (
             "picky",
-            "AssertionError: wants 32x32; does it expect another size (--size HxW), or other channels?",
+            "AssertionError: wants 32x32; does it expect another size (--size HxW), other channels",
         ),
     ],
 )
@@ -371,6 +373,25 @@ def test_poisons_are_listed_with_what_the_detectors_miss(
     text = (tmp_path / "poisons.html").read_text()
     assert "What each detector misses" in text and "data:image/png" in text
     assert json.loads((tmp_path / "poisons.json").read_text())["suspicious"]
+
+
+def test_a_model_that_raises_about_a_distillation_set_is_one_line(
+    model: pathlib.Path, queries: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", f"{model}:picky", "--distillation-set", queries, "--out", tmp_path / "out"]
+    assert "raised AssertionError: wants 32x32; does it expect another size" in refused(capsys, *given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_report_says_what_goes_on_and_spreads_stay_inside_the_chart() -> None:
+    state = dataclasses.replace(finished(), left=[blocks(finished().plan)[0]])
+    assert "1 of 5 blocks; the same command goes on from here" in page.page(state)
+    state.plan = dataclasses.replace(state.plan, minutes=5)
+    assert "the same command with more --minutes goes on from here" in page.page(state)
+    wide = [Point(AS_IS, budget, 0.69, None, 0.06, ["soft labels"], 1) for budget in (60, 120)]
+    drawn = page.chart(wide, "agreement", "wide")
+    heights = [float(each) for each in re.findall(r'y[12]="([-0-9.]+)"', drawn.split("</svg>")[0])]
+    assert min(heights) >= 14 and max(heights) <= 204  # the lowest and the highest line of the grid
 
 
 @pytest.mark.browser

@@ -22,7 +22,7 @@ LARGEST = 64  # pixels a side above which copies see the images shrunk to SHRUNK
 SHRUNK = 32
 CHUNK = 250  # images asked at a time, and kept at once
 AGAIN = 64  # images that are asked a second time
-HINT = "; does it expect another size (--size HxW), or other channels?"
+HINT = "; does it expect another size (--size HxW), other channels, or a fixed number of images at once?"
 
 
 def distinct(pixels: Tensor) -> Tensor:
@@ -62,7 +62,8 @@ def answers(target: Target, pixels: Tensor, cache: Cache, notes: list[str]) -> T
     """Logits ``(N, K)``, asked once and kept; some are asked twice to see whether answers repeat."""
     say(f"asking {target.name} about {len(pixels):,} images")
     parts = []
-    for part in pixels.split(CHUNK):
+    for place, part in enumerate(pixels.split(CHUNK)):
+        say(f"  {place * CHUNK:,} answers", end="\r")
         key = [target.key or os.urandom(8).hex(), part, "answers"]
 
         def make(part: Tensor = part) -> dict[str, Tensor]:
@@ -78,7 +79,8 @@ def answers(target: Target, pixels: Tensor, cache: Cache, notes: list[str]) -> T
         notes.append(
             f"{target.name} answers differently when asked again, or beside other images: a probability "
             f"moved by up to {change.max():.2f}, {other:.0%} of {len(again)} images got another class. Each "
-            "image was asked once for the audit, and this answer was stored and used."
+            "image was asked once for the audit, and this answer was stored and used. Has the model changed "
+            "since an earlier audit? Then set KDSEC_CACHE to a new folder and audit again."
         )
         say(notes[-1])
     return table
@@ -92,7 +94,7 @@ class Answering(nn.Module):
         self.target = target
 
     def forward(self, images: Tensor) -> Tensor:
-        return as_rows(self.target.call(images), len(images))
+        return ask(self.target, images)
 
 
 # Progress

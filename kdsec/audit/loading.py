@@ -11,6 +11,7 @@ import inspect
 import pathlib
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -170,7 +171,9 @@ def _from_file(file: pathlib.Path, device: torch.device | str) -> Callable[[Tens
     try:
         if file.suffix == ".pt2":
             return torch.export.load(file).module().to(device).forward
-        return torch.jit.load(str(file), map_location=device).eval().forward
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is old, which its owner knows
+            return torch.jit.load(str(file), map_location=device).eval().forward
     except Exception as error:  # readers of foreign files raise almost anything
         kind = "torch.export" if file.suffix == ".pt2" else "TorchScript"
         raise KdsecError(

@@ -77,7 +77,9 @@ def page(audit: Audit) -> str:
     said, found = verdict(audit), points(audit)
     state = "The audit is complete."
     if audit.left:
-        state = f"{len(audit.left)} blocks were not begun: the same command goes on from here."
+        more = "the same command" if audit.plan.minutes is None else "the same command with more --minutes"
+        count = f"{len(audit.left)} of {len(audit.left + audit.done)}"
+        state = f"Not begun yet: {count} blocks; {more} goes on from here."
     sentences = "".join(f"<p>{text(each)}</p>" for each in said.sentences)
     sizes = f"{len(audit.thief):,} images of a thief, {len(audit.test):,} to measure with"
     titles = {"agreement": "Agreement of the best copy with the model, by queries"}
@@ -132,7 +134,8 @@ def chart(found: Sequence[Point], what: str, title: str) -> str:
         what: ``agreement`` or ``accuracy``.
         title: the caption.
     """
-    values = [getattr(point, what) for point in found]
+    spreads = [point.spread or 0.0 if what == "agreement" else 0.0 for point in found]
+    values = [getattr(p, what) + sign * s for p, s in zip(found, spreads, strict=True) for sign in (-1, 1)]
     low, high = math.floor(10 * min(values)) / 10, math.ceil(10 * max(values)) / 10
     high = max(high, low + 0.1)
     budgets = sorted({point.budget for point in found})
