@@ -391,6 +391,9 @@ def test_an_unfinished_report_says_what_goes_on_and_spreads_stay_inside_the_char
     wide = [Point(AS_IS, budget, 0.69, None, 0.06, ["soft labels"], 1) for budget in (60, 120)]
     drawn = page.chart(wide, "agreement", "wide")
     heights = [float(each) for each in re.findall(r'y[12]="([-0-9.]+)"', drawn.split("</svg>")[0])]
+    one = page.chart([p for p in points(finished()) if p.budget == 60], "agreement", "one budget")
+    across = re.findall(r'cx="([-0-9.]+)"', one)
+    assert len(across) == len(set(across)) == 4  # of one budget no point hides another
     assert min(heights) >= 14 and max(heights) <= 204  # the lowest and the highest line of the grid
 
 

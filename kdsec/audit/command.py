@@ -119,7 +119,8 @@ def run(options: argparse.Namespace) -> int:
     def report(state: Audit) -> None:
         page.write(state, out)
         said = verdict.verdict(state)
-        print(f"after {len(state.done)} blocks: {said.advice}. {said.sentences[0]}", flush=True)
+        count = f"{len(state.done)} of {len(state.done + state.left)}"
+        print(f"after block {count}: {said.advice}. {said.sentences[0]}", flush=True)
 
     def labels(classes: int) -> Any:
         return loading.labels_for(images, classes, options.labels)

@@ -91,7 +91,7 @@ def page(audit: Audit) -> str:
         f'<div class="card"><b>Advice: {text(said.advice)}</b>{sentences}</div>',
         *(f"<p><b>Note.</b> {text(note)}</p>" for note in audit.notes),
         "<h2>What a copy gets for how many queries</h2>",
-        *(chart(found, what, title) for what, title in titles.items()),
+        f'<div class="charts">{"".join(chart(found, what, title) for what, title in titles.items())}</div>',
         _leaks(found),
         "<h2>What each defence costs: the thief, and honest users</h2>",
         _defences(audit),
@@ -139,10 +139,13 @@ def chart(found: Sequence[Point], what: str, title: str) -> str:
     low, high = math.floor(10 * min(values)) / 10, math.ceil(10 * max(values)) / 10
     high = max(high, low + 0.1)
     budgets = sorted({point.budget for point in found})
-    scale = math.log(budgets[-1] / budgets[0]) or 1.0
+    names = list(dict.fromkeys(point.served for point in found))
 
-    def across(budget: int) -> float:
-        return round(58 + 280 * math.log(budget / budgets[0]) / scale, 1)
+    def across(budget: int, name: str = "") -> float:
+        if len(budgets) > 1:
+            return round(58 + 280 * math.log(budget / budgets[0]) / math.log(budgets[-1] / budgets[0]), 1)
+        share = (names.index(name) + 0.5) / len(names) if name else 0.5  # one budget: points side by side
+        return round(58 + 280 * share, 1)
 
     def up(value: float) -> float:
         return round(14 + 190 * (high - value) / (high - low), 1)
@@ -152,9 +155,8 @@ def chart(found: Sequence[Point], what: str, title: str) -> str:
         marks.append(f'<line x1="44" x2="352" y1="{up(level)}" y2="{up(level)}" stroke="{LINE}"/>')
         marks.append(f'<text x="38" y="{up(level) + 4}" text-anchor="end">{100 * level:.0f}%</text>')
     marks += [f'<text x="{across(b)}" y="224" text-anchor="middle">{b:,}</text>' for b in budgets]
-    names = list(dict.fromkeys(point.served for point in found))
     for name in names:
-        spots = [(across(p.budget), getattr(p, what), p) for p in found if p.served == name]
+        spots = [(across(p.budget, name), getattr(p, what), p) for p in found if p.served == name]
         path = " ".join(f"{x},{up(y)}" for x, y, _ in spots)
         marks.append(f'<polyline points="{path}" fill="none" stroke-width="2" {_stroke(name, names)}/>')
         for x, y, point in spots:
@@ -213,7 +215,8 @@ def _defences(audit: Audit) -> str:
     head = ["served", "thief loses (points)", "accuracy", "decisions changed", "calibration error"]
     note = (
         f"What the thief loses: agreement at {budget:,} queries, below that with probabilities; none: within "
-        "the margin. Calibration error: 15 bins. Log loss in nats: a rounded zero is read as half a unit of "
+        "the margin. Calibration error: how far the largest probability is from how often it is right, "
+        "in 15 bins. Log loss in nats, smaller is better: a rounded zero is read as half a unit of "
         "the last place, and hidden classes share the rest. Moved: mean L1 distance from the honest answers."
     )
     return table([*head, "log loss", "moved (0 to 2)"], rows) + f'<p class="quiet">{note}</p>'
