@@ -125,9 +125,8 @@ def main() -> int:
     rest = data.load("cifar10", seed=0).train.subset(slice(5_000, 5_000 + options.queries + 1000))
     plan = Plan(budgets=(options.queries,), defences=(LABELS,), seeds=options.seeds, flip=True)
     started = time.process_time()
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # nothing is kept from an earlier run: its time would be lost
+    # A new cache: what an earlier run has trained would cost no time.
+    with tempfile.TemporaryDirectory() as folder:
         state = audit(target(net), rest, lambda _: None, plan, Cache(pathlib.Path(folder)))
     seconds = (time.process_time() - started) / options.seeds
     rows = []

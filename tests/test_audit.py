@@ -387,13 +387,14 @@ def test_an_unfinished_report_says_what_goes_on_and_spreads_stay_inside_the_char
     state = dataclasses.replace(finished(), left=[blocks(finished().plan)[0]])
     assert "1 of 5 blocks; the same command goes on from here" in page.page(state)
     state.plan = dataclasses.replace(state.plan, minutes=5)
-    assert "the same command with more --minutes goes on from here" in page.page(state)
+    assert "the same command with more minutes goes on from here" in page.page(state)
     wide = [Point(AS_IS, budget, 0.69, None, 0.06, ["soft labels"], 1) for budget in (60, 120)]
     drawn = page.chart(wide, "agreement", "wide")
     heights = [float(each) for each in re.findall(r'y[12]="([-0-9.]+)"', drawn.split("</svg>")[0])]
     one = page.chart([p for p in points(finished()) if p.budget == 60], "agreement", "one budget")
     across = re.findall(r'cx="([-0-9.]+)"', one)
     assert len(across) == len(set(across)) == 4  # of one budget no point hides another
+    assert "Points in the order of the key." in one and "in the order of the key" not in drawn
     assert min(heights) >= 14 and max(heights) <= 204  # the lowest and the highest line of the grid
 
 

@@ -77,7 +77,7 @@ def page(audit: Audit) -> str:
     said, found = verdict(audit), points(audit)
     state = "The audit is complete."
     if audit.left:
-        more = "the same command" if audit.plan.minutes is None else "the same command with more --minutes"
+        more = "the same command" if audit.plan.minutes is None else "the same command with more minutes"
         count = f"{len(audit.left)} of {len(audit.left + audit.done)}"
         state = f"Not begun yet: {count} blocks; {more} goes on from here."
     sentences = "".join(f"<p>{text(each)}</p>" for each in said.sentences)
@@ -171,7 +171,8 @@ def chart(found: Sequence[Point], what: str, title: str) -> str:
     drawn = f'{"".join(marks)}<text x="200" y="243" text-anchor="middle">queries</text>'
     looks = f'font-size="11" fill="{INK}" style="max-width: 32rem"'
     picture = f'<svg viewBox="0 0 360 248" role="img" aria-label="{alt}" {looks}>'
-    caption = f'<ul class="key">{key}</ul><figcaption>{text(title)}.</figcaption>'
+    order = " Points in the order of the key." if len(budgets) == 1 else ""
+    caption = f'<ul class="key">{key}</ul><figcaption>{text(title)}.{order}</figcaption>'
     return f"<figure>{picture}{drawn}</svg>{caption}</figure>"
 
 
