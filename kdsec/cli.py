@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except KeyboardInterrupt as stop:
         kept = f" ({stop})" if str(stop) else ""
-        return _complain(f"interrupted{kept}; the same command without --fresh goes on from here", 130)
+        asked = sys.argv if arguments is None else arguments
+        same = "the same command without --fresh" if "--fresh" in asked else "the same command"
+        return _complain(f"interrupted{kept}; {same} goes on from here", 130)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise

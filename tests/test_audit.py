@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
 import pathlib
+import re
 import tempfile
 from typing import Any
 
@@ -20,7 +22,7 @@ from kdsec.audit import loading, measure, page, poisons
 from kdsec.audit.copies import Stored
 from kdsec.audit.measure import Audit, Plan, audit, blocks
 from kdsec.audit.serving import AS_IS, BY_HAND, LABELS, cost, serving
-from kdsec.audit.verdict import MARGIN, SERVE, difference, points, verdict
+from kdsec.audit.verdict import MARGIN, SERVE, Point, difference, points, verdict
 from kdsec.cache import Cache
 from kdsec.data import ImageSet
 from kdsec.train import Recipe, fit
@@ -218,7 +220,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("single", "(2, 1) for 2 images; the audit needs logits or probabilities (2, K), K at least 2"),
         ("constant", "gives every image the same class"),
         ("infinite", "infinite or not a number"),
-        ("picky", "raised AssertionError: wants 32x32; does it expect another size (--size HxW)?"),
+        (
+            "picky",
+            "AssertionError: wants 32x32; does it expect another size (--size HxW), other channels",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_audited_is_one_line(
@@ -233,7 +238,9 @@ def test_a_model_that_cannot_be_audited_is_one_line(
     monkeypatch.setenv("KDSEC_CACHE", str(tmp_path / "cache"))
     where = ["--model", f"{model}:{name}", "--queries", queries, "--budgets", "40", "--out", tmp_path / "out"]
     assert says.format(file=model) in refused(capsys, *where)
-    assert not list((tmp_path / "out").glob("*"))  # nothing half-written
+    assert not (tmp_path / "out").exists()  # nothing half-written
+    where[1] = f"{os.path.relpath(model)}:{name}"
+    assert says.format(file=os.path.relpath(model)) in refused(capsys, *where)
 
 
 def test_images_labels_and_weights_that_do_not_fit_are_one_line(
@@ -264,7 +271,51 @@ def test_images_labels_and_weights_that_do_not_fit_are_one_line(
     labels.write_text("1\n" * len(digits().subset(slice(250, None))))
     assert "all labels are one class" in refused(capsys, *base, "--budgets", "40", "--labels", labels)
     assert "does not exist" in refused(capsys, "--model", "no.py:build", "--queries", queries, *out)
-    assert not list((tmp_path / "out").glob("*"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_do_not_fit_are_refused_before_the_model_is_asked(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asking may cost the user money: two images are asked about, to learn the number of classes."""
+    monkeypatch.setenv("KDSEC_CACHE", str(tmp_path / "cache"))
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 3, 20, 20), dtype=np.uint8)
+    np.savez(tmp_path / "photos.npz", images=pixels)
+    code = tmp_path / "api.py"
+    code.write_text(
+        "import pathlib, torch\n"
+        "def api(images):\n"
+        f"    with open({str(tmp_path / 'asked')!r}, 'a') as log:\n"
+        "        log.write('x' * len(images))\n"
+        "    return torch.rand(len(images), 10).softmax(1)\n"
+    )
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "words.txt").write_text("cat\ndog\n")
+    base = ["--model", f"{code}:api", "--queries", tmp_path / "photos.npz", "--budgets", "40"]
+    base += ["--out", tmp_path / "out"]
+    for options, says in (
+        (["--labels", tmp_path / "none.txt"], "none.txt: No such file or directory; give a file of class"),
+        (["--labels", tmp_path / "words.txt"], "words.txt: not all of it is numbers; give a file of class"),
+        (["--labels", tmp_path / "empty.txt"], "0 labels for 80 images"),
+        (["--defences", "top-10"], "1 <= K < 10"),
+        (["--student", "resnet9"], "choose"),
+        (["--student", "digits-mlp"], "student digits-mlp has no convolutions with batch normalisation"),
+        (["--mean", "0.5", "--std", "0.5"], "--mean has 1 numbers and photos 3 channels"),
+    ):
+        assert says in refused(capsys, *base, *options)
+        assert not (tmp_path / "asked").exists() or (tmp_path / "asked").read_text() == "xx", options
+        (tmp_path / "asked").unlink(missing_ok=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_audit_that_is_stopped_says_how_it_goes_on(
+    model: pathlib.Path, queries: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.write_text("import os, signal\ndef api(images):\n    os.kill(os.getpid(), signal.SIGTERM)\n")
+    given = ["audit", "--model", f"{model}:api", "--queries", str(queries), "--budgets", "40"]
+    assert cli.main([*given, "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "kdsec: error: interrupted; the same command goes on from here\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_random_model_is_asked_once_and_that_is_said(tmp_path: pathlib.Path) -> None:
@@ -324,6 +375,29 @@ def test_poisons_are_listed_with_what_the_detectors_miss(
     assert json.loads((tmp_path / "poisons.json").read_text())["suspicious"]
 
 
+def test_a_model_that_raises_about_a_distillation_set_is_one_line(
+    model: pathlib.Path, queries: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", f"{model}:picky", "--distillation-set", queries, "--out", tmp_path / "out"]
+    assert "raised AssertionError: wants 32x32; does it expect another size" in refused(capsys, *given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_report_says_what_goes_on_and_spreads_stay_inside_the_chart() -> None:
+    state = dataclasses.replace(finished(), left=[blocks(finished().plan)[0]])
+    assert "1 of 5 blocks; the same command goes on from here" in page.page(state)
+    state.plan = dataclasses.replace(state.plan, minutes=5)
+    assert "the same command with more minutes goes on from here" in page.page(state)
+    wide = [Point(AS_IS, budget, 0.69, None, 0.06, ["soft labels"], 1) for budget in (60, 120)]
+    drawn = page.chart(wide, "agreement", "wide")
+    heights = [float(each) for each in re.findall(r'y[12]="([-0-9.]+)"', drawn.split("</svg>")[0])]
+    one = page.chart([p for p in points(finished()) if p.budget == 60], "agreement", "one budget")
+    across = re.findall(r'cx="([-0-9.]+)"', one)
+    assert len(across) == len(set(across)) == 4  # of one budget no point hides another
+    assert "Points in the order of the key." in one and "in the order of the key" not in drawn
+    assert min(heights) >= 14 and max(heights) <= 204  # the lowest and the highest line of the grid
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_page_is_readable_at_both_widths(width: int, tmp_path: pathlib.Path, chromium: Any) -> None:
@@ -344,7 +418,7 @@ def test_the_page_is_readable_at_both_widths(width: int, tmp_path: pathlib.Path,
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--labels", "nowhere.txt", "not found"),
+        ("--labels", "nowhere.txt", "No such file"),
         ("--labels", "few.txt", "2 labels for"),
         ("--student", "x", "unknown"),
     ],

@@ -211,7 +211,8 @@ LOOK = """() => {
         return false; };
     const name = each => each.outerHTML.slice(0, 90);
     const right = each => each.getBoundingClientRect().right;
-    const cut = formula => !formula.closest('table') && right(formula) > right(formula.closest('p, li, dd, div')) + 1;
+    const cut = formula => // by the paragraph it is in
+        !formula.closest('table') && right(formula) > right(formula.closest('p, li, dd, div')) + 1;
     const drawn = all('mjx-container').map(each => {
         const svg = each.querySelector('svg');
         return Boolean(svg?.querySelector('path, rect, text') && svg.getAttribute('viewBox')); });
@@ -225,8 +226,8 @@ LOOK = """() => {
         captions: all('figure:has(> img) .caption-text').filter(text => text.innerText.trim()).length,
         page: document.documentElement.scrollWidth - width,
         wide: all('*').filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e)).map(name),
-        cut: [...all('pre').filter(e => e.scrollWidth > e.clientWidth + 1), ...all('mjx-container > svg').filter(cut)]
-            .map(name),
+        cut: all('pre').filter(e => e.scrollWidth > e.clientWidth + 1)
+            .concat(all('mjx-container > svg').filter(cut)).map(name),
         small: all('.made').filter(e => parseFloat(getComputedStyle(e).fontSize) < 13).map(name),
         height: document.documentElement.scrollHeight,
         finding: found ? found.getBoundingClientRect().top + scrollY : null }; }"""
@@ -243,7 +244,8 @@ DIM = """() => {
             if (found === null) return null; // a mixed colour
             if ((found[3] ?? 1) > 0.5) return found; }
         return [255, 255, 255]; };
-    const words = each => [...each.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim());
+    const words = each =>
+        [...each.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim());
     return [...document.querySelectorAll('.bd-article :not(.headerlink)')]
         .filter(each => each instanceof HTMLElement && words(each) && each.checkVisibility())
         .filter(each => {

@@ -22,6 +22,7 @@ LARGEST = 64  # pixels a side above which copies see the images shrunk to SHRUNK
 SHRUNK = 32
 CHUNK = 250  # images asked at a time, and kept at once
 AGAIN = 64  # images that are asked a second time
+HINT = "; does it expect another size (--size HxW), other channels, or a fixed number of images at once?"
 
 
 def distinct(pixels: Tensor) -> Tensor:
@@ -43,40 +44,43 @@ def shrunk(pixels: Tensor) -> Tensor:
     return torch.cat([to_bytes(F.adaptive_avg_pool2d(to_float(part), size)) for part in pixels.split(CHUNK)])
 
 
+def ask(target: Target, pixels: Tensor, hint: str = "") -> Tensor:
+    """Logits ``(N, K)`` that ``target`` answers now; ``hint`` ends the line if it raises."""
+    images = to_float(pixels)
+    shape = f"float images {tuple(images.shape)} in [0, 1]"
+    try:
+        answer = guarded(f"{target.name}, given {shape},", lambda: target.call(images))
+    except KdsecError as error:
+        if len(images) == 1:
+            raise KdsecError(f"{error}{hint}") from None
+        # Exported for one image at a time.
+        return torch.cat([ask(target, image, hint) for image in pixels.split(1)])
+    return as_rows(answer, len(images))
+
+
 def answers(target: Target, pixels: Tensor, cache: Cache, notes: list[str]) -> Tensor:
     """Logits ``(N, K)``, asked once and kept; some are asked twice to see whether answers repeat."""
-
-    def ask(part: Tensor) -> Tensor:
-        images = to_float(part)
-        shape = f"float images {tuple(images.shape)} in [0, 1]"
-        try:
-            answer = guarded(f"the model, given {shape},", lambda: target.call(images))
-        except KdsecError as error:
-            if len(images) == 1:
-                raise KdsecError(f"{error}; does it expect another size (--size HxW)?") from None
-            return torch.cat([ask(image) for image in part.split(1)])  # exported for one image at a time
-        return as_rows(answer, len(images))
-
-    ask(pixels[:2])  # mistakes show before the long wait
     say(f"asking {target.name} about {len(pixels):,} images")
     parts = []
-    for part in pixels.split(CHUNK):
+    for place, part in enumerate(pixels.split(CHUNK)):
+        say(f"  {place * CHUNK:,} answers", end="\r")
         key = [target.key or os.urandom(8).hex(), part, "answers"]
 
         def make(part: Tensor = part) -> dict[str, Tensor]:
-            return {"answers": ask(part)}
+            return {"answers": ask(target, part)}
 
         stored = cache.tensors("audit-answers", key, torch.device("cpu"), make, like={"answers": None})
         parts.append(stored["answers"])
     table = torch.cat(parts)
-    again = ask(pixels[:AGAIN].flip(0)).flip(0)
+    again = ask(target, pixels[:AGAIN].flip(0)).flip(0)
     change = (again.softmax(1) - table[: len(again)].softmax(1)).abs().amax(1)
     if change.max() > 0.01:
         other = (again.argmax(1) != table[: len(again)].argmax(1)).float().mean().item()
         notes.append(
             f"{target.name} answers differently when asked again, or beside other images: a probability "
             f"moved by up to {change.max():.2f}, {other:.0%} of {len(again)} images got another class. Each "
-            "image was asked once for the audit, and this answer was stored and used."
+            "image was asked once for the audit, and this answer was stored and used. Has the model changed "
+            "since an earlier audit? Then set KDSEC_CACHE to a new folder and audit again."
         )
         say(notes[-1])
     return table
@@ -90,7 +94,7 @@ class Answering(nn.Module):
         self.target = target
 
     def forward(self, images: Tensor) -> Tensor:
-        return as_rows(self.target.call(images), len(images))
+        return ask(self.target, images)
 
 
 # Progress

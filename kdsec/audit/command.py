@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
+import signal
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kdsec.errors import KdsecError, check_path
 
 if TYPE_CHECKING:
     from kdsec.audit.measure import Audit
+    from kdsec.data import ImageSet
 
 TEXT = (
     "Attack a classifier of your own: what does serving its answers give away, for how many queries, and "
@@ -77,18 +81,24 @@ def run(options: argparse.Namespace) -> int:
     size, mean, std = _size(options.size), _floats("mean", options.mean), _floats("std", options.std)
     device = resolve_device(options.device)
 
+    def read(place: str) -> ImageSet:
+        images = loading.load_images(place, size)
+        if mean is not None and len(mean) != images.shape[0]:
+            raise KdsecError(f"--mean has {len(mean)} numbers and {images.name} {images.shape[0]} channels")
+        return images
+
     def load(place: str, weights: str | None = None) -> loading.Target:
         return loading.load_model(place, weights, mean, std, device)
 
     if options.distillation_set is not None:
         from kdsec.audit import poisons
 
-        trusted = loading.load_images(options.queries, size) if options.queries else None
-        images = loading.load_images(options.distillation_set, size)
-        labels = loading.read_labels(options.labels, images)
-        found = poisons.inspect(load(options.model, options.weights), images, labels, trusted)
-        _folder(out)
-        poisons.write(found, out)
+        trusted = read(options.queries) if options.queries else None
+        images = read(options.distillation_set)
+        given = loading.read_labels(options.labels, images)
+        found = poisons.inspect(load(options.model, options.weights), images, given, trusted)
+        with _folder(out):
+            poisons.write(found, out)
         print(poisons.summary(found))
         print(f"the whole list: {out / 'poisons.html'}")
         return 0
@@ -99,33 +109,43 @@ def run(options: argparse.Namespace) -> int:
     names = check_names(options.defences.split(","))
     budgets = tuple(_whole("budgets", each) for each in options.budgets.split(","))
     plan = Plan(budgets, names, options.student, options.seeds, options.minutes, options.flip, device)
-    images = loading.load_images(options.queries, size)
+    images = read(options.queries)
     given = loading.read_labels(options.labels, images)
     target = load(options.model, options.weights)
     protected = [load(name) for name in names if ".py:" in name]
     check_folder()
-    _folder(out)
 
     def report(state: Audit) -> None:
         page.write(state, out)
         said = verdict.verdict(state)
-        print(f"after {len(state.done)} blocks: {said.advice}. {said.sentences[0]}", flush=True)
+        count = f"{len(state.done)} of {len(state.done + state.left)}"
+        print(f"after block {count}: {said.advice}. {said.sentences[0]}", flush=True)
 
     def labels(classes: int) -> Any:
         return loading.labels_for(images, classes, given)
 
-    state = audit(target, images, labels, plan, protected=protected, report=report)
+    with _folder(out):
+        state = audit(target, images, labels, plan, protected=protected, report=report)
     for sentence in verdict.verdict(state).sentences[1:]:
         print(sentence)
     print(f"the report: {out / 'audit.html'}" + (" (more with more --minutes)" if state.left else ""))
     return 0
 
 
-def _folder(out: pathlib.Path) -> None:
-    """Make the folder before the long wait."""
+@contextlib.contextmanager
+def _folder(out: pathlib.Path) -> Iterator[None]:
+    """Make the folder before the long wait; SIGTERM ends it as Ctrl-C does, and no empty folder stays."""
     if out.exists() and not out.is_dir():
         raise KdsecError(f"out={out} is a file; give a folder")
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if new and not any(out.iterdir()):
+            out.rmdir()
 
 
 def _size(value: str | None) -> tuple[int, int] | None:

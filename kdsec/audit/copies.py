@@ -14,6 +14,8 @@ from kdsec.attacks.extraction import ExtractionAttack, TrainSpec
 from kdsec.data import Augment, ImageSet
 from kdsec.data.imageset import to_float
 from kdsec.distill import HardLabels
+from kdsec.errors import KdsecError
+from kdsec.optim import muon_parameters
 from kdsec.oracle import pixel_hashes
 from kdsec.train import Recipe, predict
 
@@ -45,6 +47,16 @@ def copy_network(name: str | None, thief: ImageSet, seed: int) -> models.Classif
     model = models.build(name, thief.num_classes, thief.shape, mean=mean, std=std, seed=1_000_003 + seed)
     models.whiten(model, thief.images[:2000].cpu())
     return model.to(thief.images.device)
+
+
+def check_student(name: str | None, thief: ImageSet) -> None:
+    """Refuse a network of the copies that does not suit the images, before the model is asked."""
+    net = copy_network(name, thief, 0)
+    if recipe(thief.shape, len(thief)).optimizer == "muon" and not muon_parameters(net):
+        raise KdsecError(
+            f"student {name} has no convolutions with batch normalisation, which copies of images above "
+            f"{TINY}x{TINY} need; take another, such as airbench-16, cnn or resnet8"
+        )
 
 
 class Stored(nn.Module):

@@ -74,7 +74,7 @@ def load_model(
     path, _, name = place.partition(":") if ".py:" in place else (place, "", "")
     file = pathlib.Path(path)
     if not file.is_file():
-        raise KdsecError(f"model {path} does not exist; give {FORMS}")
+        raise KdsecError(f"model {path} {'is a folder' if file.is_dir() else 'does not exist'}; give {FORMS}")
     if file.suffix == ".py":
         model = _from_code(file, name)
     elif weights is not None:
@@ -160,7 +160,7 @@ def guarded(what: str, call: Callable[[], Any], file: pathlib.Path | None = None
         raise
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [each.lineno for each in frames if file is not None and each.filename == str(file)]
+        lines = [each.lineno for each in frames if file is not None and each.filename == str(file.absolute())]
         if isinstance(error, SyntaxError):
             lines = [error.lineno]
         where = f" at line {lines[-1]}" if lines else ""
@@ -282,11 +282,10 @@ def read_labels(source: str | None, images: ImageSet) -> np.ndarray | None:
     if source == "none":
         return np.zeros(0)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy's about an empty file
-            given = np.loadtxt(source, dtype=np.float64, ndmin=1)
+        given = np.array(pathlib.Path(source).read_text(encoding="utf-8").split(), dtype=np.float64)
     except (OSError, ValueError) as error:
-        raise KdsecError(f"labels {source}: {error}; write one class number a line, or `none`") from None
+        said = error.strerror if isinstance(error, OSError) else "not all of it is numbers"
+        raise KdsecError(f"labels {source}: {said}; give a file of class numbers, or `none`") from None
     if len(given) != len(images):
         raise KdsecError(f"{len(given)} labels for {len(images)} images; give one a line, in their order")
     return given
@@ -312,7 +311,7 @@ def labels_for(images: ImageSet, classes: int, given: np.ndarray | None = None) 
     else:
         if images.num_classes > classes or (images.num_classes < classes and "class 0" not in images.classes):
             raise KdsecError(
-                f"{images.name} has {images.num_classes} classes and the model {classes}; name the "
+                f"classes of {images.name}: {images.num_classes}, of the model: {classes}; name the "
                 "subfolders so that their order is the model's, give --labels FILE, or --labels none"
             )
         labels = images.labels

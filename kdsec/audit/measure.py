@@ -32,12 +32,12 @@ from kdsec.attacks.extraction import (
     run_attacks,
 )
 from kdsec.attacks.tuning import Search
-from kdsec.audit.asking import answers, distinct, quiet_training, say, shrunk
-from kdsec.audit.copies import Stored, copy_network, on_stored, recipe
+from kdsec.audit.asking import HINT, answers, ask, distinct, quiet_training, say, shrunk
+from kdsec.audit.copies import Stored, check_student, copy_network, on_stored, recipe
 from kdsec.audit.loading import Target
 from kdsec.audit.serving import AS_IS, BY_HAND, LABELS, Serving, cost, serving
 from kdsec.cache import Cache
-from kdsec.data import ImageSet
+from kdsec.data import UNLABELLED, ImageSet
 from kdsec.errors import KdsecError, check_choice, check_number
 from kdsec.fingerprint import fingerprint
 from kdsec.train import predict
@@ -187,23 +187,18 @@ def prepare(
         notes.append(f"Budgets of {', '.join(f'{each:,}' for each in out)}: too few images, not tried.")
     chosen = torch.cat([order[held : held + max(fitting)], order[:held]])
     pixels = images.images[chosen]
+    every = _look([target, *protected], pixels, plan, images.name)
+    truth = labels(every.num_classes)
+    truth = None if truth is None else truth[chosen]
     tables = [answers(each, pixels, cache, notes) for each in (target, *protected)]
     honest = tables[0]
-    truth = labels(honest.shape[1])
-    truth = None if truth is None else truth[chosen]
     if len(honest.argmax(1).unique()) < 2:
         raise KdsecError("the model gives every image the same class; give images of at least two classes")
     servings = [Serving(AS_IS, honest)]
     servings += [serving(name, honest) for name in plan.defences if ".py:" not in name]
     if LABELS not in plan.defences:
         servings.append(serving(LABELS, honest))
-    for each, table in zip(protected, tables[1:], strict=True):
-        if table.shape != honest.shape:
-            raise KdsecError(f"{each.name} has {table.shape[1]} classes and the model {honest.shape[1]}")
-        servings.append(Serving(each.name, table))
-    shown = shrunk(pixels).to(plan.device)
-    classes = tuple(map(str, range(honest.shape[1])))
-    every = ImageSet(shown, torch.full((len(shown),), -1, device=plan.device), classes, images.name)
+    servings += [Serving(each.name, table) for each, table in zip(protected, tables[1:], strict=True)]
     budget, plan = max(fitting), dataclasses.replace(plan, budgets=fitting)
     state = Audit(
         target.name,
@@ -226,6 +221,22 @@ def prepare(
             "and are --mean and --std what it expects?"
         )
     return state
+
+
+def _look(targets: Sequence[Target], pixels: Tensor, plan: Plan, name: str) -> ImageSet:
+    """The images as copies see them. Two are asked about: mistakes show before the long wait."""
+    first, *others = [ask(each, pixels[:2], HINT) for each in targets]
+    for each, look in zip(targets[1:], others, strict=True):
+        if look.shape != first.shape:
+            raise KdsecError(f"{each.name} has {look.shape[1]} classes and the model {first.shape[1]}")
+    for defence in plan.defences:
+        if ".py:" not in defence:
+            serving(defence, first)
+    shown = shrunk(pixels).to(plan.device)
+    classes = tuple(map(str, range(first.shape[1])))
+    every = ImageSet(shown, torch.full((len(shown),), UNLABELLED, device=plan.device), classes, name)
+    check_student(plan.student, every.subset(slice(0, 64)))
+    return every
 
 
 def _run(state: Audit, block: Block, cache: Cache) -> None:

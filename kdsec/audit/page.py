@@ -77,7 +77,9 @@ def page(audit: Audit) -> str:
     said, found = verdict(audit), points(audit)
     state = "The audit is complete."
     if audit.left:
-        state = f"{len(audit.left)} blocks were not begun: the same command goes on from here."
+        more = "the same command" if audit.plan.minutes is None else "the same command with more minutes"
+        count = f"{len(audit.left)} of {len(audit.left + audit.done)}"
+        state = f"Not begun yet: {count} blocks; {more} goes on from here."
     sentences = "".join(f"<p>{text(each)}</p>" for each in said.sentences)
     sizes = f"{len(audit.thief):,} images of a thief, {len(audit.test):,} to measure with"
     titles = {"agreement": "Agreement of the best copy with the model, by queries"}
@@ -89,7 +91,7 @@ def page(audit: Audit) -> str:
         f'<div class="card"><b>Advice: {text(said.advice)}</b>{sentences}</div>',
         *(f"<p><b>Note.</b> {text(note)}</p>" for note in audit.notes),
         "<h2>What a copy gets for how many queries</h2>",
-        *(chart(found, what, title) for what, title in titles.items()),
+        f'<div class="charts">{"".join(chart(found, what, title) for what, title in titles.items())}</div>',
         _leaks(found),
         "<h2>What each defence costs: the thief, and honest users</h2>",
         _defences(audit),
@@ -132,14 +134,18 @@ def chart(found: Sequence[Point], what: str, title: str) -> str:
         what: ``agreement`` or ``accuracy``.
         title: the caption.
     """
-    values = [getattr(point, what) for point in found]
+    spreads = [point.spread or 0.0 if what == "agreement" else 0.0 for point in found]
+    values = [getattr(p, what) + sign * s for p, s in zip(found, spreads, strict=True) for sign in (-1, 1)]
     low, high = math.floor(10 * min(values)) / 10, math.ceil(10 * max(values)) / 10
     high = max(high, low + 0.1)
     budgets = sorted({point.budget for point in found})
-    scale = math.log(budgets[-1] / budgets[0]) or 1.0
+    names = list(dict.fromkeys(point.served for point in found))
 
-    def across(budget: int) -> float:
-        return round(58 + 280 * math.log(budget / budgets[0]) / scale, 1)
+    def across(budget: int, name: str = "") -> float:
+        if len(budgets) > 1:
+            return round(58 + 280 * math.log(budget / budgets[0]) / math.log(budgets[-1] / budgets[0]), 1)
+        share = (names.index(name) + 0.5) / len(names) if name else 0.5  # one budget: points side by side
+        return round(58 + 280 * share, 1)
 
     def up(value: float) -> float:
         return round(14 + 190 * (high - value) / (high - low), 1)
@@ -149,9 +155,8 @@ def chart(found: Sequence[Point], what: str, title: str) -> str:
         marks.append(f'<line x1="44" x2="352" y1="{up(level)}" y2="{up(level)}" stroke="{LINE}"/>')
         marks.append(f'<text x="38" y="{up(level) + 4}" text-anchor="end">{100 * level:.0f}%</text>')
     marks += [f'<text x="{across(b)}" y="224" text-anchor="middle">{b:,}</text>' for b in budgets]
-    names = list(dict.fromkeys(point.served for point in found))
     for name in names:
-        spots = [(across(p.budget), getattr(p, what), p) for p in found if p.served == name]
+        spots = [(across(p.budget, name), getattr(p, what), p) for p in found if p.served == name]
         path = " ".join(f"{x},{up(y)}" for x, y, _ in spots)
         marks.append(f'<polyline points="{path}" fill="none" stroke-width="2" {_stroke(name, names)}/>')
         for x, y, point in spots:
@@ -166,7 +171,8 @@ def chart(found: Sequence[Point], what: str, title: str) -> str:
     drawn = f'{"".join(marks)}<text x="200" y="243" text-anchor="middle">queries</text>'
     looks = f'font-size="11" fill="{INK}" style="max-width: 32rem"'
     picture = f'<svg viewBox="0 0 360 248" role="img" aria-label="{alt}" {looks}>'
-    caption = f'<ul class="key">{key}</ul><figcaption>{text(title)}.</figcaption>'
+    order = " Points in the order of the key." if len(budgets) == 1 else ""
+    caption = f'<ul class="key">{key}</ul><figcaption>{text(title)}.{order}</figcaption>'
     return f"<figure>{picture}{drawn}</svg>{caption}</figure>"
 
 
@@ -210,7 +216,8 @@ def _defences(audit: Audit) -> str:
     head = ["served", "thief loses (points)", "accuracy", "decisions changed", "calibration error"]
     note = (
         f"What the thief loses: agreement at {budget:,} queries, below that with probabilities; none: within "
-        "the margin. Calibration error: 15 bins. Log loss in nats: a rounded zero is read as half a unit of "
+        "the margin. Calibration error: how far the largest probability is from how often it is right, "
+        "in 15 bins. Log loss in nats, smaller is better: a rounded zero is read as half a unit of "
         "the last place, and hidden classes share the rest. Moved: mean L1 distance from the honest answers."
     )
     return table([*head, "log loss", "moved (0 to 2)"], rows) + f'<p class="quiet">{note}</p>'

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdsec.audit.asking import Answering, quiet_training, shrunk
+from kdsec.audit.asking import HINT, Answering, ask, quiet_training, shrunk
 from kdsec.audit.copies import copy_network, recipe
 from kdsec.audit.loading import Target, labels_for
 from kdsec.audit.page import document, items, save, table, text
@@ -105,6 +105,7 @@ def inspect(
         raise KdsecError(f"a distillation set, and trusted images, need {FEWEST} images or more")
     if trusted is not None and trusted.shape != images.shape:
         raise KdsecError(f"trusted images are {trusted.shape} and the set {images.shape}; use --size")
+    ask(target, images.images[:2], HINT)
     teacher, cache = Answering(target), cache or Cache()
     answers = predict(teacher, images)
     given = labels_for(images, answers.shape[1], labels)
