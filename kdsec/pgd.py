@@ -172,6 +172,15 @@ def input_gradient(value: Tensor, images: Tensor) -> Tensor:
     return found
 
 
+def check_gradient(logits: Tensor, source: Tensor) -> None:
+    """Refuse ``logits`` that do not depend on ``source``, as far as gradients know; both keep their graph."""
+    value = logits.sum()
+    if value.requires_grad:
+        (found,) = torch.autograd.grad(value, source, retain_graph=True, allow_unused=True)
+    if not value.requires_grad or found is None:
+        raise KdsecError(NO_GRADIENT)
+
+
 class BestIterate:
     """The best allowed iterate of each image so far, and which images are done.
 
@@ -249,14 +258,15 @@ def label_objective(
     rivals: Tensor | None = None,
     targeted: bool = False,
     stop_early: bool = False,
+    largest: int | None = None,
 ) -> Objective:
     """The ``loss`` (of ``LOSSES``) of ``model`` at ``labels`` ``(N,)``, negated if ``targeted``.
 
     ``targeted margin`` is the logit of the wrong classes ``rivals`` ``(N,)`` minus that of the labels. With
-    ``stop_early`` an image is done once it is misclassified, or is classified as the target.
+    ``stop_early`` an image is done once it is misclassified, or is classified as the target. The model must
+    have a class ``largest``: the largest of ``labels``, unless they are a part of those of an attack.
     """
-
-    largest = int(labels.max())
+    largest = int(labels.max()) if largest is None else largest
 
     def objective(images: Tensor, which: Tensor) -> tuple[Tensor, Tensor | None]:
         logits, wanted = answer(model, images), labels[which]
@@ -321,7 +331,8 @@ def pgd(
 
     def attack(clean: Tensor, wanted: Tensor) -> Tensor:
         allowed = PerturbationSet(clean, eps, norm)
-        objective = label_objective(model, wanted, targeted=targeted, stop_early=stop_early)
+        largest = int(labels.max())  # of later batches too: refused before any work
+        objective = label_objective(model, wanted, targeted=targeted, stop_early=stop_early, largest=largest)
         every, best = torch.arange(len(clean), device=clean.device), BestIterate(clean)
         for _ in range(restarts):
             start = allowed.random(generator) if random_start else clean

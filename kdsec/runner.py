@@ -391,7 +391,7 @@ def _environment(spec: RunSpec, scratch: pathlib.Path, threads: int, fresh: bool
     )
     if (
         spec.overrides
-    ):  # a chapter asserts what holds at the settings of its profile; here it is only recorded
+    ):  # chapters assert what holds at the settings of a profile, and here others are asked for
         environment["PYTHONOPTIMIZE"] = "1"
     for name in ("KDSEC_DATA", "KDSEC_CACHE", "KDSEC_RESULTS"):  # the kernel has another working directory
         if value := environment.get(name):

@@ -180,6 +180,16 @@ def test_strip_reaches_a_perfect_score_where_the_trigger_outweighs_every_blend()
     assert curve.area == 1 and curve.caught(0.0) == 1
 
 
+def test_a_trigger_is_not_searched_where_no_gradient_comes_back():
+    class Blocked(Blocks):
+        def forward(self, images):
+            with torch.no_grad():
+                return super().forward(images)
+
+    with pytest.raises(KdsecError, match="no gradient"):
+        detection.invert_trigger(Blocked(), lit().images, 1)
+
+
 def test_neural_cleanse_flags_the_class_with_a_trigger_and_no_other():
     """Every class can be reached by lighting its block; class 2 by a part of one pixel."""
     clean = lit()

@@ -68,6 +68,16 @@ class Linear(torch.nn.Module):
         return torch.stack([score, -score], 1)
 
 
+def test_a_wrong_label_in_a_later_batch_is_refused_before_work():
+    net, asked = Linear(), []
+    net.register_forward_hook(lambda *_: asked.append(1))
+    images, labels = torch.full((600, 1, 4, 4), 0.5), torch.zeros(600, dtype=torch.long)
+    labels[599] = 2
+    with pytest.raises(KdsecError, match="label"):
+        pgd(net, images, labels, eps=0.1)
+    assert len(asked) <= 1
+
+
 OPTIMUM = {
     "fgsm": lambda *args: fgsm(*args, eps=0.1),
     "pgd": lambda *args: pgd(*args, eps=0.1),

@@ -389,6 +389,38 @@ def test_every_known_defence_is_attacked_to_the_known_optimum(front):
         assert (reached >= (0.9 if front == "blanked" else 1) * best - 1e-4).all() and (best > 0).all()
 
 
+class Detached(torch.nn.Module):
+    """Answers as the network in it, and gives no gradient to its input."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        return self.inner(images.detach())
+
+
+@pytest.mark.parametrize("blocked", ["student", "verifier"])
+def test_a_judge_that_no_gradient_reaches_is_refused(teacher, student, some, blocked):
+    """The teacher's term alone has a gradient: the attack would run, and be weaker than it says."""
+    sources, targets, chosen = (each[:4] if isinstance(each, torch.Tensor) else each for each in some)
+    labels = chosen.target_labels[:4]
+    judge = Detached(student) if blocked == "student" else student
+    checkers = {int(label): [(Detached(student), 0)] for label in labels} if blocked == "verifier" else {}
+    with pytest.raises(KdsecError, match="no gradient"):
+        adaptive_mimicry(judge, teacher, 3, checkers, sources, targets, labels, PER_PIXEL)
+
+
+@pytest.mark.parametrize("wrong", [lambda net: net, lambda net: (net, -1), lambda net: (net, 0, 0)])
+def test_verifiers_that_are_no_pairs_are_refused(teacher, student, some, wrong):
+    sources, targets, chosen = (each[:4] if isinstance(each, torch.Tensor) else each for each in some)
+    with pytest.raises(KdsecError, match="verifiers are pairs"):
+        adaptive_mimicry(
+            *(student, teacher, 3, {0: [wrong(student)]}, sources, targets),
+            *(chosen.target_labels[:4], PER_PIXEL),
+        )
+
+
 def test_a_margin_below_zero_is_a_margin(teacher, student, some):
     sources, targets, chosen = (each[:8] if isinstance(each, torch.Tensor) else each for each in some)
     labels = chosen.target_labels[:8]

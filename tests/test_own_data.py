@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pathlib
 import re
 import struct
@@ -27,6 +28,9 @@ from kdsec.attacks.data_free_inversion import Inversion
 from kdsec.attacks.extraction import EXTRACTION_ATTACKS
 from kdsec.attacks.gradient_masking import masking_checks
 from kdsec.data import Augment, ImageSet, Loader, Splits
+from kdsec.data.convert import as_labels
+from kdsec.data.npz import read_arrays
+from kdsec.data.sources import home
 from kdsec.defenses.backdoor_detection import penultimate
 from kdsec.defenses.backdoor_removal import prune_dormant
 from kdsec.distill import AttentionTransfer
@@ -561,3 +565,22 @@ def test_the_page_on_own_data_runs(tmp_path, monkeypatch):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         exec(compile(block, str(page), "exec"), space)
     assert 0 < space["oracle"].queries <= 40 and space["attacked"].shape == (10, 3, 32, 32)
+
+
+def test_a_label_beyond_the_whole_numbers_of_torch_is_not_unlabelled():
+    with pytest.raises(KdsecError, match="2\\^63"):
+        as_labels(np.array([0, 2**64 - 1], np.uint64), 10, "mine")
+    assert as_labels(np.array([0, 9], np.uint64), 10, "mine").tolist() == [0, 9]
+
+
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    for place in (tmp_path / "pipe.npz", "/dev/zero"):
+        with pytest.raises(KdsecError, match="no regular file"):
+            read_arrays(place, ["images"])
+
+
+def test_the_home_sign_is_read_in_the_folder_of_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KDSEC_DATA", "~/sets")
+    assert home() == tmp_path / "sets"

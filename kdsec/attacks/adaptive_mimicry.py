@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -28,7 +28,7 @@ from kdsec.errors import KdsecError
 from kdsec.layered import check_cut, flatten_layers
 from kdsec.logits import margin
 from kdsec.models import Classifier
-from kdsec.pgd import answer
+from kdsec.pgd import answer, check_gradient
 from kdsec.train import evaluating
 
 Verifiers = Sequence[tuple[nn.Module, int]]  # networks, and which output of each is the target
@@ -59,6 +59,7 @@ class Joint:
     weight: float
     beta: float
     kappa: float
+    followed: set[int] = field(default_factory=set)  # judges that are known to have a gradient
 
     def __call__(self, images: Tensor, index: Tensor) -> Tensor:
         cost = torch.zeros(len(images), device=images.device)
@@ -67,7 +68,11 @@ class Joint:
             rows = (place >= 0).nonzero().squeeze(1)
             if len(rows):
                 asked = images if len(rows) == len(images) else images[rows]
-                short = (self.kappa + margin(answer(net, asked), place[rows])).clamp(min=0)  # margin is -m
+                logits = answer(net, asked)
+                if asked.requires_grad and id(net) not in self.followed:
+                    check_gradient(logits, asked)  # else the attack would pass this judge over in silence
+                    self.followed.add(id(net))
+                short = (self.kappa + margin(logits, place[rows])).clamp(min=0)  # margin is -m
                 cost = cost.index_add(0, rows, self.beta * short)
         if self.weight:
             cost = cost - self.weight * self.mimic(images, index) / self.scale[index]
@@ -103,8 +108,12 @@ def adaptive_mimicry(
             ``enough_margin``.
 
     Raises:
-        KdsecError: impossible weights, or what ``mimic`` refuses.
+        KdsecError: impossible weights, verifiers that are no pairs, a judge without gradients, or what
+            ``mimic`` refuses.
     """
+    for pair in (pair for table in verifiers.values() for pair in table):
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], int) and pair[1] >= 0):
+            raise KdsecError("verifiers are pairs (network, place of the class among its outputs, from 0 up)")
     if weight < 0 or beta < 0 or not weight + beta:
         raise KdsecError(f"weight={weight}, beta={beta} must be 0 or more, and not both 0")
     if not len(sources) == len(targets) == len(target_labels):

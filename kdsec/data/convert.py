@@ -149,7 +149,7 @@ def _tensor(value: Any, kind: str, name: str) -> Tensor:
             raise KdsecError(
                 f"{name}: {kind} are a sparse or quantised tensor; .to_dense() or .dequantize() it"
             )
-        return value.long() if value.dtype in WIDE else value
+        return _narrow(value, kind, name)
     if isinstance(value, torch.utils.data.DataLoader):
         raise _conversion(f"{kind} are a DataLoader", "loader.dataset")
     if isinstance(value, torch.utils.data.Dataset):
@@ -170,7 +170,17 @@ def _tensor(value: Any, kind: str, name: str) -> Tensor:
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-    return tensor.long() if tensor.dtype in WIDE else tensor
+    return _narrow(tensor, kind, name)
+
+
+def _narrow(tensor: Tensor, kind: str, name: str) -> Tensor:
+    """Types in which torch computes little as int64."""
+    if tensor.dtype not in WIDE:
+        return tensor
+    narrow = tensor.long()
+    if bool((narrow < 0).any()):
+        raise KdsecError(f"{name}: {kind} hold numbers of 2^63 or more, and torch counts no further")
+    return narrow
 
 
 def _stacked(parts: Sequence[Tensor], kind: str, name: str) -> Tensor:

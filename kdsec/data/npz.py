@@ -59,6 +59,8 @@ def _check_kind(file: pathlib.Path) -> None:
         raise KdsecError(f"{file} is a folder, not a .npz file")
     if not file.exists():
         raise KdsecError(f"{file} does not exist")
+    if not file.is_file():  # reading a pipe or a device could wait for ever
+        raise KdsecError(f"{file} is no regular file; give a .npz file")
     try:
         with file.open("rb") as stream:
             start = stream.read(6)

@@ -142,7 +142,8 @@ def status() -> list[dict[str, Any]]:
 
 def home() -> pathlib.Path:
     """Folder of downloaded sets: ``KDSEC_DATA`` if set, else ``~/.cache/kdsec/data``."""
-    return pathlib.Path(os.environ.get("KDSEC_DATA") or pathlib.Path.home() / ".cache" / "kdsec" / "data")
+    given = os.environ.get("KDSEC_DATA")
+    return pathlib.Path(given).expanduser() if given else pathlib.Path.home() / ".cache" / "kdsec" / "data"
 
 
 def _find(name: str) -> pathlib.Path | None:

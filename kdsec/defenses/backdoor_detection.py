@@ -24,6 +24,7 @@ from kdsec.errors import KdsecError, check_number
 from kdsec.logits import as_logits
 from kdsec.models import Classifier
 from kdsec.models.base import check_stages
+from kdsec.pgd import check_gradient
 from kdsec.train import evaluating, predict
 
 ANOMALY = 2.0  # anomaly index above which Neural Cleanse calls a class backdoored
@@ -258,6 +259,9 @@ def invert_trigger(
     times the mask's L1 norm; the weight goes up while at least ``wanted`` of a batch is fooled and down while
     it is not. Of all masks that fooled ``wanted`` of their batch the smallest is returned, or the last one if
     none did.
+
+    Raises:
+        KdsecError: a model without gradients.
     """
     check_number("steps", steps, least=1, whole=True)
     generator = torch.Generator().manual_seed(seed)
@@ -267,12 +271,14 @@ def invert_trigger(
     wish = torch.full((batch_size,), target, device=device)
     weight, streak, best = 1e-3, 0, None
     with evaluating(model):
-        for _ in range(steps):
+        for number in range(steps):
             index = torch.randint(len(images), (batch_size,), generator=generator).to(device)
             batch = to_float(images[index])
             both = (raw.tanh() + 1) / 2
             mask, pattern = both[:1], both[1:]
             logits = as_logits(model((1 - mask) * batch + mask * pattern), batch_size).float()
+            if number == 0:
+                check_gradient(logits, raw)
             loss = F.cross_entropy(logits, wish) + weight * mask.sum()
             (raw.grad,) = torch.autograd.grad(loss, raw)
             success = (logits.argmax(1) == target).float().mean().item()
