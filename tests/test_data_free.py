@@ -238,8 +238,8 @@ def test_drawn_images_are_of_the_class_asked_for(digits, teacher):
     seen = {}
     for weight in (0.0, 1.0):
         attack = FastDFKD(
-            rounds=8,
-            warmup=7,
+            rounds=12,
+            warmup=11,
             student_steps=1,
             generator_steps=10,
             batch_size=64,
@@ -254,8 +254,7 @@ def test_drawn_images_are_of_the_class_asked_for(digits, teacher):
             seen[weight] = teacher(images.float() / 255).softmax(1)
     assert len(seen[0.0].argmax(1).unique()) < 5
     assert len(seen[1.0].argmax(1).unique()) == 10
-    # Not far above a half on some processors, and below it on others; guessing among ten is 0.1.
-    assert seen[1.0].amax(1).mean() > 0.35
+    assert seen[1.0].amax(1).mean() > 0.5
 
 
 def test_drawing_with_statistics_comes_nearer(digits, teacher):
