@@ -43,10 +43,11 @@ What is $\\sigma_\\tau(z)$ when $\\tau \\to \\infty$?
 ```{solution} LABEL
 :class: dropdown
 
-$$\\lim_{\\tau \\to \\infty} \\sigma_\\tau(z)_k = \\frac{1}{K}, \\qquad
-\\mathbb{E}_{x \\sim \\mathcal{D}}\\bigl[\\mathbf{1}\\{\\arg\\max_k f_S(x)_k = y\\}\\bigr] \\le 1,
-\\quad \\hat{p} \\in \\mathfrak{P},
-\\quad \\boldsymbol{\\theta} \\xrightarrow{\\text{SGD}} \\cancel{\\theta^\\star}$$
+$$\\begin{aligned}
+& \\lim_{\\tau \\to \\infty} \\sigma_\\tau(z)_k = \\frac{1}{K}, \\\\
+& \\mathbb{E}_{x \\sim \\mathcal{D}}\\bigl[\\mathbf{1}\\{\\arg\\max_k x_k = y\\}\\bigr], \\\\
+& \\hat{p} \\in \\mathfrak{P}, \\quad \\boldsymbol{\\theta} \\xrightarrow{\\text{SGD}} \\cancel{\\theta^\\star}
+\\end{aligned}$$
 ```
 """
 TABLE = "<table border='1' class='dataframe'><thead><tr>{}</tr></thead><tbody><tr>{}</tr></tbody></table>"
