@@ -86,7 +86,7 @@ class Cluster:
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         # The configuration's place must reach srun inside a job too, and Snakemake drops SLURM_CONF there:
-        # so commands of these names, earlier on the PATH, set it anew.
+        # so commands of these names, earlier on the PATH, set it again.
         commands = home / "bin"
         commands.mkdir()
         for name in PROGRAMS:

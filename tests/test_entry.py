@@ -239,7 +239,7 @@ CASES = [
     for name, (_, arguments) in ENTRIES.items()
     for argument in arguments
     for place in range(len(WRONG[argument]))
-    if not (argument == "seed" and name == "build" and WRONG["seed"][place] is None)  # draws anew
+    if not (argument == "seed" and name == "build" and WRONG["seed"][place] is None)  # draws new ones
 ]
 
 

@@ -77,7 +77,7 @@ class ImageSet:
     def checksum(self) -> str:
         """Fingerprint of pixels and labels: two sets train the same model if and only if this agrees.
 
-        Computed anew each time, a quarter of a second for CIFAR-10: pixels may be changed in place.
+        Computed each time, a quarter of a second for CIFAR-10: pixels may be changed in place.
         """
         return fingerprint([self.images, self.labels, self.classes])
 

@@ -39,7 +39,7 @@ ARM_COLOURS = {
     "KD, negatives shuffled": SKY,
     "attention transfer": PINK,
     "soft labels": RED,
-    "soft labels, asked anew": ORANGE,
+    "soft labels, every view": ORANGE,
     "hard labels": GREEN,
     "labelled by hand": "#5A5A5A",
     "surrogate images": YELLOW,

@@ -24,7 +24,7 @@ STUDENTS = (
     "attention transfer",
 )
 THIEVES = (
-    *("soft labels", "soft labels, asked anew", "hard labels", "smoothed hard labels"),
+    *("soft labels", "soft labels, every view", "hard labels", "smoothed hard labels"),
     "labelled by hand",
 )
 
