@@ -105,6 +105,13 @@ def test_one_quantity_alone_is_compared_with_the_line():
     assert (under.verdict, under.measured, under.required) == ("supported", "11.0 %", "under 50 %")
     assert under.interval == "8.5 % to 13.5 %"
     assert verdict(frame, claim(first=None, threshold=-0.05)) == "contradicted"
+    ends = [judged(rows(*each), claim(second=None)).interval for each in ((0.98, 1.0, 0.9), (0.0, 0.3, 0.1))]
+    assert ends[0].endswith("to 100.0 %") and ends[1].startswith("0.0 % to ")  # a share ends there
+    small = pd.concat([rows(0.0, 0.3, 0.1, arm="theirs")])
+    assert judged(small, claim(first=None, threshold=-0.5)).interval.startswith("0.0 % to ")
+    points = dataclasses.replace(claim(second=None), first=Quantity("ours", "joint margin"))
+    margin = judged(rows(-0.01, 0.0, 0.02, metric="joint margin"), points)
+    assert margin.measured == "+0.3" and margin.interval.startswith("-") and margin.required == "over 0"
     both = judged(frame, claim(threshold=-0.01))
     assert (both.measured, both.required) == ("+49.0", "over -1")
     assert judged(frame, claim()).required == "over 0"

@@ -178,6 +178,17 @@ class Claim:
         """A question that we ask; else a claim of a paper."""
         return self.source == "ours"
 
+    @property
+    def signed(self) -> bool:
+        """About a difference, which is told with its sign; a margin is a difference that a run recorded."""
+        only = self.first or self.second
+        return bool(self.first and self.second) or (only is not None and only.metric.endswith("margin"))
+
+    @property
+    def share(self) -> bool:
+        """About one quantity between 0 and 100 %, such as an accuracy."""
+        return self.unit == POINTS and not self.signed
+
     def values(self, rows: Labelled, settings: Any) -> dict[int, float]:
         """``first - second`` by seed, of the seeds that have both."""
         return _difference(self.first, self.second, rows, settings)

@@ -88,11 +88,14 @@ class ClaimResult:
 
     @property
     def interval(self) -> str:
-        """``low to high``; empty where nothing was run, or a single seed."""
+        """``low to high``; empty where nothing was run, or a single seed. A share's ends at 0 and 100 %."""
         gap = self.difference
         if gap is None or not math.isfinite(gap.low):
             return ""
         ends = [gap.low, gap.high] if self.claim.first else [gap.high, gap.low]
+        if self.claim.share:
+            least = 0.0 if self.claim.first else -1.0  # of "0 minus a share"
+            ends = [min(max(each, least), least + 1.0) for each in ends]
         return " to ".join(self._shown(each) for each in ends)
 
     @property
@@ -101,20 +104,19 @@ class ClaimResult:
         least = self.claim.threshold
         if self.claim.first is None:
             return f"under {self._shown(least, 'g')}"
-        return f"over {self._shown(least, 'g') if least or self.claim.second is None else 0}"
+        return f"over {self._shown(least, 'g') if least or not self.claim.signed else 0}"
 
     @property
     def q_text(self) -> str:
         return "" if self.q is None else "< 0.001" if self.q < 0.001 else f"{self.q:.3f}"
 
     def _shown(self, value: float, form: str = "") -> str:
-        alone = self.claim.first is None or self.claim.second is None
-        points = self.claim.unit == POINTS
+        points, share = self.claim.unit == POINTS, self.claim.share
         value = (100 if points else 1) * (-value if self.claim.first is None else value)
-        sign = "" if alone else "+"
+        sign = "+" if self.claim.signed else ""
         form = form or (".1f" if points else "")
         text = format(value, sign + form) if form else two_digits(value, sign)
-        return f"{text} %" if points and alone else text
+        return f"{text} %" if share else text
 
     def row(self) -> dict[str, Any]:
         """One row of a table for a terminal."""
