@@ -112,7 +112,7 @@ class ClaimResult:
 
     def _shown(self, value: float, form: str = "") -> str:
         points, share = self.claim.unit == POINTS, self.claim.share
-        value = (100 if points else 1) * (-value if self.claim.first is None else value)
+        value = (100 if points else 1) * (0.0 - value if self.claim.first is None else value)
         sign = "+" if self.claim.signed else ""
         form = form or (".1f" if points else "")
         text = format(value, sign + form) if form else two_digits(value, sign)
