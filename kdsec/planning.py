@@ -20,7 +20,7 @@ from typing import Any
 from kdsec import notebook
 from kdsec.config import CHAPTERS, PROFILES, profiles, settings
 from kdsec.errors import KdsecError, check_choice, check_path
-from kdsec.report.provenance import PACKAGE, bundled
+from kdsec.report.provenance import PACKAGE, repository
 from kdsec.report.records import location, recipe_of, recorded_folder
 
 RESULTS = "results"
@@ -102,12 +102,8 @@ def plan(
             same = False
         if not same:
             raise KdsecError(f"setting {name}={value!r} cannot be handed to a notebook; give a plain value")
-    folder = bundled("notebooks") if notebooks is None else check_path("notebooks", notebooks)
-    if folder is None:
-        raise KdsecError(
-            "the notebooks are in the repository, not in the installed package; "
-            "run kdsec in a clone, or name their folder with --notebooks"
-        )
+    folder = _notebooks() if notebooks is None else check_path("notebooks", notebooks)
+    checkout(folder.absolute().parent)
     if not all(importlib.util.find_spec(name) for name in ("ipykernel", "nbformat", "papermill")):
         raise KdsecError(f"to run chapters kdsec {notebook.INSTALL}")
     place = (pathlib.Path(RESULTS) if out is None else check_path("out", out)).absolute()
@@ -118,6 +114,37 @@ def plan(
         recipe = _recipe(name, profile, changed, path)
         specs += [RunSpec(name, profile, seed, device, changed, path, place, recipe, shown) for seed in seeds]
     return specs
+
+
+def checkout(folder: pathlib.Path) -> pathlib.Path | None:
+    """The checkout of kdsec that runs use: the package's own, else ``folder`` if it has the installed code.
+
+    Raises:
+        KdsecError: ``folder`` is a checkout of another version than the installed package.
+    """
+    if repository() or not all((folder / name).exists() for name in ("pyproject.toml", "kdsec/runner.py")):
+        return repository()
+    if _code(folder / "kdsec") != _code(PACKAGE):
+        raise KdsecError(
+            f"the installed kdsec ({PACKAGE}) has other code than the clone {folder}; "
+            "install the clone with pip install -e . and run again"
+        )
+    return folder
+
+
+def _code(package: pathlib.Path) -> dict[str, bytes]:
+    files = [each for each in package.rglob("*") if each.suffix in (".py", ".toml")]
+    return {each.relative_to(package).as_posix(): each.read_bytes() for each in files}
+
+
+def _notebooks() -> pathlib.Path:
+    root = checkout(pathlib.Path.cwd())
+    if root is None or not (root / "notebooks").is_dir():
+        raise KdsecError(
+            "the notebooks are in the repository, not in the installed package; "
+            "run kdsec in a clone, or name their folder with --notebooks"
+        )
+    return root / "notebooks"
 
 
 def _recorded(spec: RunSpec) -> bool:

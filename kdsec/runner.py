@@ -28,8 +28,7 @@ from tqdm import tqdm
 
 from kdsec import notebook
 from kdsec.errors import KdsecError, check_number
-from kdsec.planning import RunSpec, is_done, plan, widest_gaps_first
-from kdsec.report.provenance import repository
+from kdsec.planning import RunSpec, checkout, is_done, plan, widest_gaps_first
 from kdsec.report.records import location, recipe_of
 
 STOP_SECONDS = 10.0
@@ -400,7 +399,8 @@ def _environment(spec: RunSpec, scratch: pathlib.Path, threads: int, fresh: bool
     # Idle threads spin briefly, then sleep: on a busy machine small steps are otherwise ten times slower.
     defaults = dict.fromkeys(THREADS, wanted) | KEEP_MEMORY | {"GOMP_SPINCOUNT": "20000"}
     environment = defaults | environment
-    if root := repository():  # a checkout that is not installed: the kernel must find the same kdsec
+    # Run from a checkout, installed or not: the kernel must find the same kdsec, and name its commit.
+    if root := checkout(spec.notebook.parent.parent):
         known = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = str(root) + (os.pathsep + known if known else "")
     return environment

@@ -46,7 +46,7 @@ What is $\\sigma_\\tau(z)$ when $\\tau \\to \\infty$?
 $$\\begin{aligned}
 & \\lim_{\\tau \\to \\infty} \\sigma_\\tau(z)_k = \\frac{1}{K}, \\\\
 & \\mathbb{E}_{x \\sim \\mathcal{D}}\\bigl[\\mathbf{1}\\{\\arg\\max_k x_k = y\\}\\bigr], \\\\
-& \\hat{p} \\in \\mathfrak{P}, \\quad \\boldsymbol{\\theta} \\xrightarrow{\\text{SGD}} \\cancel{\\theta^\\star}
+& \\hat{p} \\in \\mathfrak{P}, \\; \\boldsymbol{\\theta} \\xrightarrow{\\text{SGD}} \\cancel{\\theta^\\star}
 \\end{aligned}$$
 ```
 """

@@ -335,6 +335,30 @@ def test_without_jupyter_one_line_says_what_to_install(book, nothing_starts, mis
         run()
 
 
+def test_an_installed_copy_runs_the_notebooks_of_the_clone_it_was_made_from(tmp_path, monkeypatch):
+    """``pip install .`` instead of ``pip install -e .``; a clone with other code is refused."""
+    installed, clone = tmp_path / "site-packages" / "kdsec", tmp_path / "clone"
+    for package in (installed, clone / "kdsec"):
+        package.mkdir(parents=True)
+        (package / "runner.py").write_text("one = 1\n")
+    (clone / "pyproject.toml").touch()
+    monkeypatch.setattr(planning, "repository", lambda: None)
+    monkeypatch.setattr(planning, "PACKAGE", installed)
+    monkeypatch.chdir(tmp_path)
+    assert planning.checkout(tmp_path) is None
+    with pytest.raises(KdsecError, match="run kdsec in a clone, or name their folder"):
+        planning._notebooks()
+    (clone / "notebooks").mkdir()
+    monkeypatch.chdir(clone)
+    assert planning._notebooks() == clone / "notebooks"
+    spec = planning.RunSpec("opening", "quick", 0, "cpu", {}, clone / "notebooks" / "n.ipynb", clone, "feed")
+    seen = runner._environment(spec, tmp_path, threads=1, fresh=False)
+    assert seen["PYTHONPATH"].split(os.pathsep)[0] == str(clone)
+    (clone / "kdsec" / "runner.py").write_text("one = 2\n")
+    with pytest.raises(KdsecError, match=r"has other code than the clone .*; install the clone with"):
+        planning._notebooks()
+
+
 def test_no_run_is_begun_when_the_time_is_over(book, instantly, monkeypatch, capfd):
     clock = iter(range(1000))
     monkeypatch.setattr(runner.time, "monotonic", lambda: float(next(clock)))
