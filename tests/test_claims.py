@@ -68,6 +68,18 @@ def verdict(frame, made=None):
 # The rule
 
 
+def test_a_claim_says_which_of_the_data_sets_it_is_about():
+    own = rows(0.6, 0.6, 0.6)
+    other = rows(0.7, 0.7, 0.7, setting="data=cifar10").assign(dataset="cifar10")
+    both = pd.concat([own, other])
+    assert judged(both, claim(second=None)).dataset == "digits"
+    there = dataclasses.replace(claim(second=None), first=Quantity("ours", setting="data=cifar10"))
+    assert judged(both, there).dataset == "cifar10" and judged(own, there).dataset == "digits"
+    across = dataclasses.replace(claim(), second=Quantity("ours", setting="data=cifar10"))
+    assert judged(both, across).dataset == "digits and cifar10"
+    assert judged(own.iloc[:0]).dataset == ""
+
+
 def test_the_verdict_follows_the_interval():
     base = rows(0.5, 0.5, 0.5, 0.5, arm="theirs")
     above, below, around = (0.61, 0.6, 0.59, 0.6), (0.41, 0.4, 0.39, 0.4), (0.6, 0.4, 0.61, 0.39)
@@ -400,6 +412,8 @@ MISTAKES = {
         '"ours"\nattack = "stealth"',
         "unknown attack of papers/opening.toml, claim 1",
     ),
+    "main": ("read =", 'main = "secnd"\nread =', "unknown main of papers/opening.toml"),
+    "main of another chapter": ("read =", 'main = "second"\nread =', "choose from: quick, small, paper"),
     "syntax": ("read =", "read", "line 3"),
     "key twice": ("read =", 'read = "a"\nread =', "line 4"),
 }

@@ -88,6 +88,11 @@ def test_the_papers_regime_is_told_first_where_it_has_enough_seeds():
     assert findings.best([quick, small]) is small
     assert "On CIFAR-10, " in findings.finding({"a": [quick], "b": [small]}, "opening", "few-soft").detail
     assert findings.best([quick, dataclasses.replace(small, values=(0.1,))]) is quick
+    found = {
+        name: dataclasses.replace(_judged("differentiators", "knows-nothing", MANY), profile=name)
+        for name in ("small", "second")
+    }
+    assert findings.best(list(found.values())) is found["second"]  # the only public teacher
     transfer = dataclasses.replace(quick, dataset="cifar100 to gtsrb")
     assert "From CIFAR-100 to GTSRB, " in _said(transfer).detail
 

@@ -123,6 +123,11 @@ def test_rows_of_older_networks_are_in_no_figure() -> None:
     assert panels.current(old) == {}
     assert list(panels.main(old | {"quick": (settings, rows)})) == ["quick"]
     assert list(panels.main(old)) == ["small"]
+    every = {name: (settings, rows) for name in ("quick", "second", "small")}
+    assert list(panels.main(every)) == ["small"]
+    public = {name: (settings, rows.assign(chapter="differentiators")) for name in every}
+    assert list(panels.main(public)) == ["second"]
+    assert list(panels.main({"quick": (settings, rows.iloc[:0])})) == ["quick"]
 
 
 def test_an_unknown_claim_is_named() -> None:

@@ -23,7 +23,8 @@ answer, too: a teacher that ignores its images has moved its answers, and what i
 Old records, from before there were checks, are judged without. ``kdsec.report.verdicts`` has the rule.
 
 The array ``findings`` says in prose what was found on the chapter's headline claims, a sentence a verdict;
-see ``kdsec.report.findings``.
+see ``kdsec.report.findings``. ``main`` is the profile that these sentences and the chapter's recorded figures
+are about where it is recorded; small unless named.
 """
 
 from __future__ import annotations
@@ -224,6 +225,7 @@ class Paper:
     """The paper of a chapter: what of it was read, how our protocol differs, its claims and findings.
 
     ``findings`` has the sentence of each verdict by the id of a headline claim; the first is the chapter's.
+    ``main``: see the module.
     """
 
     paper: str
@@ -231,6 +233,12 @@ class Paper:
     deviations: tuple[str, ...]
     claims: tuple[Claim, ...]
     findings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    main: str = "small"
+
+    @property
+    def preferred(self) -> tuple[str, ...]:
+        """The profiles that its text and figures are about, in this order, as far as they are recorded."""
+        return tuple(dict.fromkeys((self.main, "small", "second", "quick")))
 
 
 @functools.cache
@@ -287,7 +295,8 @@ def parse(chapter: str, text: str) -> Paper:
         if each["claim"] in findings:
             raise KdsecError(f"{place}: claim {each['claim']!r} has a finding before; give each claim one")
         findings[check_choice(f"claim of {place}", each["claim"], ids)] = each
-    return Paper(entry["paper"], entry["read"], tuple(entry["deviations"]), claims, findings)
+    main = check_choice(f"main of {where}", entry.get("main", "small"), config.profiles(chapter))
+    return Paper(entry["paper"], entry["read"], tuple(entry["deviations"]), claims, findings, main)
 
 
 def _fill(text: str, settings: Any) -> str:
@@ -311,7 +320,7 @@ def _fill(text: str, settings: Any) -> str:
 # Fields of the tables in papers/<chapter>.toml, the kind of each, and which must be given.
 NAMES = (str, list)
 PAPER = {"paper": str, "read": str, "attack": str, "deviations": list, "claims": list}
-PAPER |= {"realised": dict, "findings": list}
+PAPER |= {"realised": dict, "findings": list, "main": str}
 CLAIM = {
     "id": str,
     "statement": str,

@@ -31,7 +31,6 @@ from kdsec.report.statistics import DECISIVE
 from kdsec.report.text import two_digits
 from kdsec.report.verdicts import DECIDED, NOT_RUN, UNDECIDED, ClaimResult
 
-PREFERRED = ("small", "second", "quick")  # profiles, the papers' regime first
 DATA = {"digits": "8x8 digits"}  # where prose says more than the printed name
 SENTENCE = re.compile(r"(?<=[.!?]) ")
 
@@ -96,9 +95,10 @@ def finding(
 
 
 def best(results: Sequence[ClaimResult]) -> ClaimResult:
-    """The result at the first of the preferred profiles with enough seeds to decide, else with any."""
+    """The result at the first of the chapter's preferred profiles with enough seeds to decide, else any."""
     known = {each.profile: each for each in results}
-    ordered = [known[profile] for profile in PREFERRED if profile in known]
+    preferred = claims.papers()[results[0].claim.chapter].preferred
+    ordered = [known[profile] for profile in preferred if profile in known]
     for enough in (DECISIVE, 1):
         for each in ordered:
             if each.verdict != NOT_RUN and len(each.values) >= enough:

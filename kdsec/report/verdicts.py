@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -167,23 +167,34 @@ class ClaimResult:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Rows of one chapter at one profile, and where they come from; ``runs`` is None for a run in hand."""
+    """Rows of one chapter at one profile, and where they come from; ``runs`` is None for a run in hand.
+
+    ``datasets``: by the ``data=NAME`` of a row's setting; "" are rows without, of the profile's own data set.
+    """
 
     profile: str
     settings: Any
     rows: records.Labelled
-    dataset: str
+    datasets: Mapping[str, str]
     runs: Sequence[dict[str, Any]] | None
 
     @classmethod
     def of(
         cls, frame: pd.DataFrame, profile: str, settings: Any, runs: Sequence[dict[str, Any]] | None = None
     ) -> Recorded:
-        names = list(dict.fromkeys(frame["dataset"]))
         students = getattr(settings, "student_dataset", None)
-        if names and students and students not in names:  # transfer learning
-            names = [f"{' and '.join(names)} to {students}"]
-        return cls(profile, settings, records.labelled(frame), " and ".join(names), runs)
+        found: dict[str, dict[str, None]] = {}
+        for setting, name in dict.fromkeys(zip(frame["setting"], frame["dataset"], strict=True)):
+            found.setdefault(str(records.typed(setting).get("data", "")), {})[name] = None
+        datasets = {data: " and ".join(names) for data, names in found.items()}
+        if "" in found and students and students not in found[""]:  # transfer learning
+            datasets[""] += f" to {students}"
+        return cls(profile, settings, records.labelled(frame), datasets, runs)
+
+    @property
+    def dataset(self) -> str:
+        """All of them."""
+        return " and ".join(dict.fromkeys(self.datasets.values()))
 
     @property
     def old(self) -> bool:
@@ -205,8 +216,9 @@ def judge(claim: Claim, recorded: Recorded, prior: Prior = statistics.PLAIN) -> 
     if recorded.old:  # from before there were checks
         values = [(check, value) for check, value in values if value is not None]
     checks = tuple((check, value, value is not None and check.passed(value)) for check, value in values)
-    delta = claim.largest_small(recorded.dataset.rpartition(" to ")[2])
-    result = ClaimResult(claim, recorded.profile, recorded.dataset, delta=delta, checks=checks)
+    dataset = _dataset(claim, recorded.datasets)
+    delta = claim.largest_small(dataset.rpartition(" to ")[2])
+    result = ClaimResult(claim, recorded.profile, dataset, delta=delta, checks=checks)
     looked = [check for check, value in values if value is not None]
     if not by_seed or (len(looked) < len(values) and not recorded.old):
         return result
@@ -226,6 +238,13 @@ def judge(claim: Claim, recorded: Recorded, prior: Prior = statistics.PLAIN) -> 
         ),
         exploratory=_exploratory(claim, recorded, by_seed),
     )
+
+
+def _dataset(claim: Claim, datasets: Mapping[str, str]) -> str:
+    """The data sets that a claim is about, as recorded; empty where nothing was."""
+    named = [str(records.typed(side.setting).get("data", "")) for side in (claim.first, claim.second) if side]
+    found = [datasets[each] for each in named if each in datasets] or [datasets.get("", "")]
+    return " and ".join(dict.fromkeys(found))
 
 
 def _exploratory(claim: Claim, recorded: Recorded, seeds: Iterable[int]) -> str:

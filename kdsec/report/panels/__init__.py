@@ -19,7 +19,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from kdsec.errors import check_choice
-from kdsec.report import plots, statistics, summary, tables, verdicts
+from kdsec.report import claims, plots, statistics, summary, tables, verdicts
 
 Recordings = Mapping[str, tuple[Any, pd.DataFrame]]
 Draw = Callable[[Axes, pd.DataFrame, Any], None]
@@ -55,9 +55,11 @@ def current(recordings: Recordings) -> Recordings:
 
 
 def main(recordings: Recordings) -> Recordings:
-    """The one profile that the text is about: small if it is recorded, else second, else quick."""
+    """The one profile that the text is about: the first of the chapter's preferred ones that is recorded."""
     recordings = current(recordings) or recordings
-    names = [name for name in ("small", "second", "quick") if name in recordings] or list(recordings)
+    chapters = {str(rows["chapter"].iloc[0]) for _, rows in recordings.values() if len(rows)}
+    preferred = claims.papers()[chapters.pop()].preferred if len(chapters) == 1 else ()
+    names = [name for name in preferred if name in recordings] or list(recordings)
     return {name: recordings[name] for name in names[:1]}
 
 

@@ -266,13 +266,15 @@ def _adaptive(ax: Axes, frame: pd.DataFrame, settings: Any) -> None:
         "defended, unaware": ("defended", "targeted", plots.BLUE),
         "defended, attacker knows": ("defended", "adaptive", plots.RED),
     }
-    names = [*REJECTORS, *UNCHECKED]
+    keep = {"keep": settings.keeps[0]}
+    # Nobody can harden a published teacher: such arms have no rows.
+    all_names = [*REJECTORS, *UNCHECKED]
+    names = [arm for arm in all_names if len(exact(frame, arm, "defended", attack="targeted", **keep))]
     for row, arm in enumerate(names):
         for label, (metric, kind, shade) in looks.items():
             owner = "differentiators" if metric == "before" else arm
-            values = exact(frame, owner, metric, attack=kind, keep=settings.keeps[0])
+            values = exact(frame, owner, metric, attack=kind, **keep)
             _marks(ax, row, values, shade, None if row else label)
-    keep = {"keep": settings.keeps[0]}
     worth = {
         arm: exact(frame, arm, "defended", attack="adaptive", **keep)
         for arm in names
