@@ -117,6 +117,15 @@ def test_rows_that_older_records_lack_come_from_this_run() -> None:
     assert panels.having(old, "drawn=", new) == new
 
 
+def test_a_copy_that_was_not_made_is_an_empty_cell() -> None:
+    ((settings, rows),) = stolen(normal=0.9, nasty=0.8).values()
+    run = SimpleNamespace(settings=settings, records=SimpleNamespace(frame=lambda: rows))
+    lines = panels.own_run(run, "thief").splitlines()
+    assert "| labelled by hand | 70.0 |  |  |" in lines and "| best |  | 90.0 | 80.0 |" in lines
+    for path in (pathlib.Path(__file__).parents[1] / "notebooks").rglob("*.ipynb"):
+        assert "| nan |" not in path.read_text(encoding="utf-8"), path.name
+
+
 def test_rows_of_older_networks_are_in_no_figure() -> None:
     ((settings, rows),) = stolen(normal=0.9).values()
     old = {"small": (SimpleNamespace(**vars(settings), student="another"), rows)}

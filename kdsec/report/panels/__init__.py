@@ -217,9 +217,9 @@ def own_run(run: Any, table: Callable[[Any, pd.DataFrame], str] | str) -> Markdo
     """A folded table of the run in hand: ``table(settings, rows)``, or of copies by that setting."""
     settings, rows = run.settings, run.records.frame()
     if isinstance(table, str):
-        grid = copies(rows, table).round(1)
+        grid = copies(rows, table).map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
         grid.index = [f"{name:g}" if isinstance(name, float) else name for name in grid.index]
-        text = summary.markdown(grid.astype(str).replace("nan", "").rename_axis(table).reset_index())
+        text = summary.markdown(grid.rename_axis(table).reset_index())
     else:
         text = table(settings, rows)
     heading = f"This run, one seed of {tables.in_print(settings.dataset)}"
