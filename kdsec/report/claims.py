@@ -13,6 +13,7 @@ its ``claims``. A claim has
 - ``unit``: of the difference; points of a percentage unless named;
 - ``delta``: the largest difference that does not matter; ``DELTA`` of the data set unless named, and 0 in
   other units than points;
+- ``profiles``: those that ask it; all of the chapter's unless named;
 - ``realised``: the name of a manipulation check, or a list of them. Where one fails in the recorded rows, the
   defence was not realised and the claim gets no verdict.
 
@@ -159,6 +160,7 @@ class Claim:
         realised: the manipulation checks of the defences that it is about.
         rule: hash of all that decides the verdict, from the file.
         attack: what kind of attack it is about, one of ``ATTACKS``.
+        profiles: see the module; empty for all.
     """
 
     chapter: str
@@ -173,6 +175,12 @@ class Claim:
     realised: tuple[Check, ...] = ()
     rule: str = ""
     attack: str = ""
+    profiles: tuple[str, ...] = ()
+
+    def asked(self, profile: str) -> bool:
+        """Whether a run at ``profile`` looks for an answer."""
+        known = config.profiles(self.chapter)
+        return profile in known and (not self.profiles or profile in self.profiles)
 
     @property
     def ours(self) -> bool:
@@ -326,6 +334,7 @@ CLAIM = {
     "statement": str,
     "source": str,
     "attack": str,
+    "profiles": list,
     "threshold": float,
     "unit": str,
     "first": dict,
@@ -379,6 +388,9 @@ def _claim(
     changes: dict[str, Any] = {side: Quantity(**quantity) for side, quantity in sides.items()}
     changes["attack"] = check_choice(f"attack of {where}", entry.get("attack", file["attack"]), ATTACKS)
     tests = tuple(test for check in chosen.values() for test in (check, *_answers(check)))
+    for each in entry.get("profiles", []):
+        check_choice(f"profile of {where}, profiles", each, config.profiles(chapter))
+    changes["profiles"] = tuple(entry.get("profiles", []))
     changes |= {"realised": tests, "rule": hashlib.sha256(rule.encode()).hexdigest()[:8]}
     return Claim(chapter, **entry | changes)
 
