@@ -435,7 +435,8 @@ def test_the_widest_gaps_of_the_scoreboard_come_first(tmp_path):
     def order(jobs):
         return [(job.chapter, job.seed) for job in widest_gaps_first(jobs)]
 
-    board = [each.claim.chapter for each in verdicts.scoreboard("paper", folder=tmp_path)]
+    board = verdicts.scoreboard("paper", folder=tmp_path)
+    board = [each.claim.chapter for each in board if each.claim.asked("paper")]
     ranked = sorted(CHAPTERS, key=lambda name: -board.count(name))
     assert ranked != list(CHAPTERS), "this says nothing where the book's order is that of the gaps"
     rest = [(name, seed) for name in ranked for seed in (1, 2)]
@@ -443,8 +444,8 @@ def test_the_widest_gaps_of_the_scoreboard_come_first(tmp_path):
 
     most = ranked[0]
     record_claims(next(job for job in todo(0) if job.chapter == most))
-    found = [each.verdict for each in verdicts.scoreboard("paper", [most], tmp_path)]
-    assert verdicts.NOT_RUN not in found
+    found = verdicts.scoreboard("paper", [most], tmp_path)
+    assert verdicts.NOT_RUN not in [each.verdict for each in found if each.claim.asked("paper")]
     assert order(todo(0, 1, 2)) == [*((name, 0) for name in ranked[1:]), *rest]
 
     for job in todo(0, 1, 2):
