@@ -347,10 +347,9 @@ def _verify(options: argparse.Namespace) -> int:
     from kdsec import config
     from kdsec.report import claims, scoreboard, verdicts
 
-    for name in options.chapters:
-        if name in config.CHAPTERS and options.profile in config.PROFILES:
-            check_choice(f"profile of chapter {name}", options.profile, config.profiles(name))
     found = verdicts.scoreboard(options.profile, list(dict.fromkeys(options.chapters)), options.out)
+    for name in options.chapters:
+        check_choice(f"profile of chapter {name}", options.profile, config.profiles(name))
     found = [each for each in found if each.claim.asked(options.profile)]
     if options.out is not None and all(each.verdict == verdicts.NOT_RUN for each in found):
         raise KdsecError(f"no records at profile {options.profile} in {options.out}; `kdsec run` makes them")

@@ -102,8 +102,7 @@ def plan(
             same = False
         if not same:
             raise KdsecError(f"setting {name}={value!r} cannot be handed to a notebook; give a plain value")
-    folder = _notebooks() if notebooks is None else check_path("notebooks", notebooks)
-    checkout(folder.absolute().parent)
+    folder = _notebooks(None if notebooks is None else check_path("notebooks", notebooks))
     if not all(importlib.util.find_spec(name) for name in ("ipykernel", "nbformat", "papermill")):
         raise KdsecError(f"to run chapters kdsec {notebook.INSTALL}")
     place = (pathlib.Path(RESULTS) if out is None else check_path("out", out)).absolute()
@@ -137,8 +136,10 @@ def _code(package: pathlib.Path) -> dict[str, bytes]:
     return {each.relative_to(package).as_posix(): each.read_bytes() for each in files}
 
 
-def _notebooks() -> pathlib.Path:
-    root = checkout(pathlib.Path.cwd())
+def _notebooks(given: pathlib.Path | None = None) -> pathlib.Path:
+    root = checkout(pathlib.Path.cwd() if given is None else given.absolute().parent)
+    if given is not None:
+        return given
     if root is None or not (root / "notebooks").is_dir():
         raise KdsecError(
             "the notebooks are in the repository, not in the installed package; "
