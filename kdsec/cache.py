@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import errno
 import functools
 import json
 import os
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 
 from kdsec.data import ImageSet
 from kdsec.entry import checked
-from kdsec.errors import KdsecError, atomic_write, check_path
+from kdsec.errors import KdsecError, atomic_write, check_path, disk_is_full
 from kdsec.fingerprint import fingerprint, source_dependencies, source_fingerprint
 from kdsec.oracle import Memory, random_streams, recalling
 from kdsec.train import CrossEntropy, Loss, Recipe, autocast_dtype, fit
@@ -138,9 +137,8 @@ def _writing(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, NotImplementedError) as error:
-        number, text = getattr(error, "errno", None), str(error)
-        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "quota" in text
-        reason = "no space left" if full else f"cannot write: {getattr(error, 'strerror', None) or text}"
+        full = disk_is_full(error)
+        reason = "no space left" if full else f"cannot write: {getattr(error, 'strerror', None) or error}"
         where = "on another disk" if full else "that can be written and locked"
         raise KdsecError(f"cache folder {folder}: {reason}; set KDSEC_CACHE to a folder {where}") from None
 

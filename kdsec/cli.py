@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import errno
 import io
 import json
 import math
@@ -25,7 +24,7 @@ from kdsec import __version__
 from kdsec.audit.command import add_options
 from kdsec.audit.command import run as audit
 from kdsec.config import CHAPTERS, PROFILES
-from kdsec.errors import KdsecError, check_choice
+from kdsec.errors import KdsecError, check_choice, disk_is_full
 from kdsec.report.text import text_table
 
 MOST_SEEDS = 1000
@@ -71,10 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):
             return 0  # the reader of our output has left (`| head`)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = (
-            "free some space or choose another folder" if full else "choose another folder, or allow this one"
-        )
+        full = disk_is_full(error)
+        advice = "free some space or choose another folder"
+        advice = advice if full else "choose another folder, or allow this one"
         return _complain(f"{error.filename or 'output'}: {error.strerror}; {advice}", 2)
     except RuntimeError as error:
         if "home directory" not in str(error):  # pathlib's, of a user whom the system does not know

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import math
 import numbers
 import os
@@ -19,6 +20,13 @@ class KdsecError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether writing failed for want of space: a full disk or a used-up quota, as Python or Rust tell it."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left" in str(error) or "quota exceeded" in str(error).lower()
 
 
 def check_choice(kind: str, value: object, allowed: Iterable[str]) -> str:

@@ -8,9 +8,11 @@ learns nothing from images without labels) and ``advice`` (what to lower when tr
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -272,10 +274,26 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
             return (
                 torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
             )
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+        return torch.bfloat16 if bf16_pays() else None
     if precision == "fp16" and device.type != "cuda":
         raise KdsecError("precision fp16 needs a GPU; on a CPU use auto, bf16 or float32")
     return {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+@functools.cache
+def bf16_pays(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether this processor trains faster in bf16 than in float32.
+
+    Intel's does with AMX only: without it (before Sapphire Rapids, or hidden by a virtual machine), a step of
+    ``airbench-64`` took 4.1 s in bf16 and 2.6 s in float32.
+    """
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    try:
+        described = pathlib.Path(cpuinfo).read_text()
+    except OSError:
+        return True
+    return "GenuineIntel" not in described or "amx_bf16" in described
 
 
 def _optimizer(model: nn.Module, recipe: Recipe, dtype: torch.dtype) -> torch.optim.Optimizer:

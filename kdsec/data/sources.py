@@ -7,7 +7,6 @@ A classroom or a cluster node without internet needs only it: ``KDSEC_DATA=DIR``
 
 from __future__ import annotations
 
-import errno
 import os
 import pathlib
 import tempfile
@@ -24,7 +23,7 @@ from kdsec.data.imageset import ImageSet, Splits, stratified_index
 from kdsec.data.names import CLASS_NAMES
 from kdsec.data.npz import read_arrays
 from kdsec.entry import checked
-from kdsec.errors import KdsecError, atomic_write, check_choice
+from kdsec.errors import KdsecError, atomic_write, check_choice, disk_is_full
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 Arrays = dict[str, np.ndarray]
@@ -218,7 +217,7 @@ def _download(name: str) -> pathlib.Path:
             _check_download(name, arrays)
             return _write(arrays, target)
     except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for a failed download
-        if getattr(error, "errno", None) == errno.ENOSPC:
+        if disk_is_full(error):
             raise KdsecError(
                 f"no space left in {home()} for {name}; free some or set KDSEC_DATA to another disk"
             ) from None
@@ -249,7 +248,7 @@ def _write(arrays: Arrays, target: pathlib.Path) -> pathlib.Path:
         with atomic_write(target) as part:
             np.savez(part, allow_pickle=False, **{key: arrays[key] for key in ARRAYS})
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if disk_is_full(error):
             raise KdsecError(f"no space left for {target}; free some or choose another folder") from None
         raise KdsecError(f"cannot write {target} ({error.strerror}); choose another folder") from None
     return target
