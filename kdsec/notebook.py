@@ -22,6 +22,31 @@ INJECTED = "injected-parameters"  # papermill's tag, which other tools know too
 INSTALL = "needs papermill, nbformat and ipykernel; in the clone: pip install '.[run]'"
 SOCKET_PATH_LIMIT = 90  # bytes; the system's limit is 104 or 108, and the kernel appends to the name
 KERNEL_START_SECONDS = 300.0
+START_UP = (
+    f"from {__name__} import ReportAssertions\nget_ipython().ast_transformers.append(ReportAssertions())\n"
+)
+
+
+class ReportAssertions(ast.NodeTransformer):
+    """Makes the assertions of a cell's code print a line where they fail, and go on.
+
+    Chapters assert what holds at the settings of a profile. At other settings that is a finding, not a fault.
+    """
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        """``if not (TEST): print(...)`` in place of ``assert TEST``."""
+        line = f"does not hold at these settings: {ast.unparse(node.test)}"
+        report = ast.parse(f"if not 0:\n    print({line!r})").body[0]
+        assert isinstance(report, ast.If) and isinstance(report.test, ast.UnaryOp)
+        report.test.operand = node.test
+        return ast.fix_missing_locations(ast.copy_location(report, node))
+
+
+def report_assertions(ipython: pathlib.Path) -> None:
+    """Let kernels whose ``IPYTHONDIR`` is this folder report failed assertions of cells and go on."""
+    startup = ipython / "profile_default" / "startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    (startup / "report_assertions.py").write_text(START_UP)
 
 
 def read(path: pathlib.Path) -> Any:

@@ -388,9 +388,8 @@ def _environment(spec: RunSpec, scratch: pathlib.Path, threads: int, fresh: bool
         JUPYTER_RUNTIME_DIR=str(scratch / "runtime"),
         PYDEVD_DISABLE_FILE_VALIDATION="1",
     )
-    # Chapters assert what holds at the settings of a profile; here others are asked for.
     if spec.overrides:
-        environment["PYTHONOPTIMIZE"] = "1"
+        notebook.report_assertions(scratch / "ipython")
     for name in ("KDSEC_DATA", "KDSEC_CACHE", "KDSEC_RESULTS"):  # the kernel has another working directory
         if value := environment.get(name):
             environment[name] = str(pathlib.Path(value).expanduser().absolute())

@@ -381,7 +381,8 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("number", "advice"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "allow this one")]
+    ("number", "advice"),
+    [(errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some space"), (errno.EACCES, "allow this one")],
 )
 def test_only_a_full_disk_asks_for_space(number, advice, monkeypatch, capsys):
     def failing(_):
@@ -390,4 +391,4 @@ def test_only_a_full_disk_asks_for_space(number, advice, monkeypatch, capsys):
     monkeypatch.setattr(cli, "_list", failing)
     assert main(["list"]) == 2
     said = capsys.readouterr().err
-    assert advice in said and ("free some space" in said) == (number == errno.ENOSPC)
+    assert advice in said and ("free some space" in said) == (number != errno.EACCES)

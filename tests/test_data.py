@@ -1,5 +1,7 @@
 """Data: splits that never touch test, damaged files that say so, a loader that augments as it claims."""
 
+import errno
+import os
 import pathlib
 import urllib.error
 
@@ -142,15 +144,29 @@ def test_no_network_leaves_nothing_and_says_what_to_do(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_or_quota_leaves_nothing(tmp_path, monkeypatch, number):
     def full(file, **arrays):
         pathlib.Path(file).write_bytes(b"part")
-        raise OSError(28, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(KdsecError, match="no space left"):
         data.pack("digits", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_or_quota_in_a_download_is_no_matter_of_the_network(tmp_path, monkeypatch, number):
+    monkeypatch.setenv("KDSEC_DATA", str(tmp_path))
+
+    def full(scratch: pathlib.Path):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setitem(sources.DOWNLOADS, "mnist", full)
+    with pytest.raises(KdsecError, match=r"no space left .*KDSEC_DATA") as caught:
+        data.load("mnist")
+    assert "internet" not in str(caught.value)
 
 
 def test_download_is_kept_as_one_file(tmp_path, monkeypatch):

@@ -72,6 +72,16 @@ def files(folder="out/quick/opening"):
     return sorted(path.name for path in pathlib.Path(folder).iterdir())
 
 
+def test_assertions_do_not_end_a_run_with_other_settings(book):
+    """They are reported instead: what a chapter asserts holds at the settings of its profile."""
+    book("shown = 3\nassert shown == 4, 'never'\nassert shown == 3\nprint('on')")
+    assert run()[0].status == "failed"
+    assert run(overrides={"queries": (1, 2)})[0].status == "done"
+    page = notebook.read(pathlib.Path("out/quick/opening/seed0.ipynb"))
+    assert page.cells[4].outputs[0].text == "does not hold at these settings: shown == 4\non\n"
+    assert "if not" not in page.cells[4].source
+
+
 def test_a_run_leaves_record_and_page_and_nothing_else(book, tmp_path, monkeypatch, capfd):
     """The kernel is this interpreter even where another one is installed under the usual name."""
     spec = tmp_path / "jupyter" / "kernels" / "python3"

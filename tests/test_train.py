@@ -6,7 +6,7 @@ from torch import nn
 
 from kdsec.data import UNLABELLED, Augment, ImageSet
 from kdsec.errors import KdsecError
-from kdsec.train import CrossEntropy, Recipe, cross_entropy, evaluate, fit, predict
+from kdsec.train import CrossEntropy, Recipe, bf16_pays, cross_entropy, evaluate, fit, predict
 
 
 def stripes(count=256, seed=0):
@@ -231,3 +231,24 @@ def test_asking_a_network_whose_parts_are_in_different_modes_leaves_them_there()
     whole.training = True
     predict(whole, torch.rand(3, 1, 2, 2))
     assert whole.training and body.training and body[1].training and not head.training
+
+
+@pytest.mark.parametrize(
+    ("described", "pays"),
+    [
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16", False),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", True),
+        ("vendor_id : AuthenticAMD\nflags : avx512_bf16", True),
+        (None, True),
+    ],
+)
+def test_bf16_is_taken_where_it_is_faster(tmp_path, monkeypatch, described, pays):
+    file = tmp_path / "cpuinfo"
+    if described:
+        file.write_text(described)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert bf16_pays(str(file)) == pays
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    bf16_pays.cache_clear()
+    assert not bf16_pays(str(file))
+    bf16_pays.cache_clear()
