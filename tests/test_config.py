@@ -228,3 +228,9 @@ INSIDE = [
 @pytest.mark.parametrize(("chapter", "overrides", "name"), INSIDE, ids=str)
 def test_bounds_hold_in_tables_inside_too(chapter, overrides, name):
     refused(chapter, overrides, name)
+
+
+def test_networks_without_a_common_stage_are_refused_before_anything_runs():
+    refused("opening", {"teacher": "digits-mlp"}, "teacher=digits-mlp")
+    refused("opening", {"student": "digits-mlp"}, "student=digits-mlp")
+    assert config.settings("opening", "quick", {"teacher": "digits-cnn"}).teacher == "digits-cnn"

@@ -45,7 +45,8 @@ def test_a_chapter_shows_every_claim_once_with_a_row_for_every_profile(chapter):
             _, scale, measured, required, verdict, _ = lines.pop(0).strip("|").split(" | ")
             assert scale.strip() == (each.profile if each.difference else "–")
             for part in (measured, required, verdict):
-                assert html.escape(part.strip()) in re.sub(r"<[^>]*>", "", row)
+                assert html.escape(part.strip()) in re.sub(r"<[^>]*>", "", row).replace("\u00a0", " ")
+            assert not re.search(r"<td[^>]*>[^<]*\d (%|point)", row), "a line may end before a unit"
             assert each.measured in measured and each.interval in measured and each.verdict in verdict
     assert lines == []
 

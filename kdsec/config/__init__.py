@@ -64,7 +64,9 @@ def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = N
     check_choice("profile", profile, PROFILES)
     check_choice(f"profile of chapter {chapter}", profile, profiles(chapter))
     given = dict(overrides or {})
-    from kdsec.config.fields import build  # with torch and pydantic: not for lists of chapters
+    # With torch and pydantic: not for lists of chapters.
+    from kdsec.config.checks import check_networks
+    from kdsec.config.fields import build
 
     kind = getattr(
         importlib.import_module(f"kdsec.config.{_stem(chapter)}"), chapter.title().replace("-", "")
@@ -76,7 +78,9 @@ def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = N
     if profile == "paper" and str(given.get("dataset")) in companions(chapter):
         values = _merged(values, tables["companions"][given["dataset"]])
     try:
-        return build(kind, _merged(values, given))
+        made = build(kind, _merged(values, given))
+        check_networks(chapter, made)
+        return made
     except KdsecError as error:
         raise KdsecError(f"chapter {chapter}: {error}") from None
 

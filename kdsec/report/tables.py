@@ -6,6 +6,7 @@ Text from claims and records is escaped here, where it becomes HTML or Markdown.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -157,9 +158,9 @@ def _group(claim: Claim, results: Sequence[ClaimResult], board: bool) -> str:
 
 
 def _cells(result: ClaimResult) -> str:
-    scale, measured, required, verdict, q = (html.escape(each) for each in _texts(result))
+    scale, measured, required, verdict, q = map(_escaped, _texts(result))
     if result.interval:
-        measured = f"{html.escape(result.measured)} {_small(f'({result.interval})')}"
+        measured = f"{_escaped(result.measured)} {_small(f'({result.interval})')}"
     note = f' <span title="exploratory">{DAGGER}</span>' if result.exploratory else ""
     verdict = badge(result.verdict, result.words) + note
     shown = zip(COLUMNS, (scale, measured, required, verdict, q), strict=True)
@@ -175,7 +176,12 @@ def _texts(result: ClaimResult) -> list[str]:
 
 
 def _small(text: str) -> str:
-    return f'<span class="made">{html.escape(text)}</span>'
+    return f'<span class="made">{_escaped(text)}</span>'
+
+
+def _escaped(text: str) -> str:
+    """Text in HTML; a line never ends between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=%|points?\b)", "\u00a0", html.escape(text))
 
 
 def _says(claim: Claim) -> str:
