@@ -230,7 +230,22 @@ def test_bounds_hold_in_tables_inside_too(chapter, overrides, name):
     refused(chapter, overrides, name)
 
 
-def test_networks_without_a_common_stage_are_refused_before_anything_runs():
-    refused("opening", {"teacher": "digits-mlp"}, "teacher=digits-mlp")
-    refused("opening", {"student": "digits-mlp"}, "student=digits-mlp")
-    assert config.settings("opening", "quick", {"teacher": "digits-cnn"}).teacher == "digits-cnn"
+@pytest.mark.parametrize(
+    ("chapter", "changes"),
+    [
+        ("opening", {"teacher": "digits-mlp"}),
+        ("opening", {"student": "digits-mlp"}),
+        ("sparse-teacher", {"teacher": "digits-mlp"}),
+        ("sparse-teacher", {"students": ["digits-mlp", "digits-small"]}),
+        ("poisoned-distillation", {"student": "digits-mlp"}),
+        ("crossing", {"student": "digits-mlp", "thieves": ["soft labels", "features"]}),
+    ],
+)
+def test_attention_transfer_without_a_common_stage_is_refused_before_anything_runs(chapter, changes):
+    refused(chapter, changes, "=digits-mlp")
+
+
+def test_a_perceptron_is_taken_where_no_attention_is_transferred():
+    assert config.settings("crossing", "quick", {"student": "digits-mlp"}).student == "digits-mlp"
+    pool = {"students": ["digits-mlp"], "thieves": ["soft labels"]}
+    assert config.settings("sparse-teacher", "quick", pool).students == ("digits-mlp",)

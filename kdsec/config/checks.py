@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,17 +18,28 @@ def check_networks(chapter: str, settings: Any) -> None:
     """Refuse networks that a chapter's methods cannot train together; nothing is trained for it.
 
     Raises:
-        KdsecError: names the settings and what to choose.
+        KdsecError: names the networks and what to choose.
     """
-    if chapter == "opening" and not _shared_sizes(settings.teacher, settings.student, settings.dataset):
-        raise KdsecError(
-            f"attention transfer pairs stages of equal height and width, and teacher={settings.teacher} has "
-            f"none in common with student={settings.student}; choose convolutional nets of one family"
-        )
+    for teacher, student in _attention_pairs(chapter, settings):
+        if not _share_a_size(teacher, student, settings.dataset):
+            raise KdsecError(
+                f"attention transfer pairs stages of equal height and width, and teacher={teacher} has none "
+                f"in common with student={student}; choose convolutional nets of one family"
+            )
+
+
+def _attention_pairs(chapter: str, settings: Any) -> Iterator[tuple[str, str]]:
+    """The networks between which a chapter transfers attention: teacher, student."""
+    if chapter == "opening":
+        yield settings.teacher, settings.student
+    elif chapter == "poisoned-distillation":
+        yield settings.student, settings.student  # neural attention distillation: a student and its copy
+    elif "features" in getattr(settings, "thieves", ()):
+        yield settings.teacher, getattr(settings, "student", None) or settings.students[0]
 
 
 @functools.lru_cache
-def _shared_sizes(teacher: str, student: str, dataset: str) -> bool:
+def _share_a_size(teacher: str, student: str, dataset: str) -> bool:
     with torch.device("meta"):
         images = torch.empty(1, *SHAPES[dataset])
         nets = [models.build(name, len(CLASS_NAMES[dataset]), SHAPES[dataset]) for name in (teacher, student)]
