@@ -19,6 +19,7 @@ from kdsec.errors import KdsecError, atomic_write
 
 PARAMETERS = ("profile", "seed", "device", "out", "overrides")
 INJECTED = "injected-parameters"  # papermill's tag, which other tools know too
+EXERCISES = "## Exercises"
 INSTALL = "needs papermill, nbformat and ipykernel; in the clone: pip install '.[run]'"
 SOCKET_PATH_LIMIT = 90  # bytes; the system's limit is 104 or 108, and the kernel appends to the name
 KERNEL_START_SECONDS = 300.0
@@ -115,6 +116,20 @@ def with_parameters(notebook: Any, values: Mapping[str, Any]) -> Any:
     # A fixed id: a random one would differ in every run.
     cell = new_code_cell(source, id=INJECTED, metadata={"tags": [INJECTED, "remove-cell"]})
     result.cells.insert((_tagged(result, "parameters") or 0) + 1, cell)
+    return result
+
+
+def without_exercises(notebook: Any) -> Any:
+    """A copy in which the code cells of the section *Exercises* do nothing: they are for readers, at quick."""
+    result = copy.deepcopy(notebook)
+    inside = False
+    for cell in result.cells:
+        if cell.cell_type == "code":
+            cell.source = "# Exercises run at the quick profile only." if inside else cell.source
+            continue
+        for line in cell.source.splitlines():
+            if line.startswith("## "):
+                inside = line.strip() == EXERCISES
     return result
 
 

@@ -357,7 +357,8 @@ def _execute(spec: RunSpec, kernel: Any, report: Callable[[int, int, str], None]
     spec.final(".failed.ipynb").unlink(missing_ok=True)
     os.chdir(spec.staging)
     prepared, executed = pathlib.Path("prepared.ipynb"), pathlib.Path("executed.ipynb")
-    notebook.write(notebook.with_parameters(source, spec.parameters), prepared)
+    asked = source if spec.profile == "quick" else notebook.without_exercises(source)
+    notebook.write(notebook.with_parameters(asked, spec.parameters), prepared)
     failure = notebook.execute(prepared, executed, kernel, report)
     if not failure and recipe_of(".", spec.profile, spec.chapter, spec.seed) != spec.recipe:
         failure = "the notebook ended without a record; its last cell must call run.finish()"
