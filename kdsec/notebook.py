@@ -120,7 +120,7 @@ def with_parameters(notebook: Any, values: Mapping[str, Any]) -> Any:
 
 
 def without_exercises(notebook: Any) -> Any:
-    """A copy in which the code cells of the section *Exercises* do nothing: they are for readers, at quick."""
+    """A copy in which code cells of the section *Exercises* do nothing: they are for readers, at quick."""
     result = copy.deepcopy(notebook)
     inside = False
     for cell in result.cells:

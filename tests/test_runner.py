@@ -82,6 +82,19 @@ def test_assertions_do_not_end_a_run_with_other_settings(book):
     assert "if not" not in page.cells[4].source
 
 
+def test_exercises_run_at_quick_only():
+    """What a chapter records does not come from them, but for chapter 7's, which no claim is about."""
+    for chapter in CHAPTERS.values():
+        source = notebook.read(ROOT / "notebooks" / chapter.notebook)
+        left = notebook.without_exercises(source)
+        changed = [i for i, cell in enumerate(source.cells) if cell.source != left.cells[i].source]
+        titles = [i for i, cell in enumerate(source.cells) if "## Exercises" in cell.source.splitlines()]
+        assert changed and titles[0] < changed[0]
+        assert any("run.finish()" in cell.source for cell in left.cells[changed[-1] :])
+        assert all(source.cells[i].cell_type == "code" for i in changed)
+        assert all("finish()" not in source.cells[i].source for i in changed)
+
+
 def test_a_run_leaves_record_and_page_and_nothing_else(book, tmp_path, monkeypatch, capfd):
     """The kernel is this interpreter even where another one is installed under the usual name."""
     spec = tmp_path / "jupyter" / "kernels" / "python3"
