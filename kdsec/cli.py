@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):
             return 0  # the reader of our output has left (`| head`)
-        full = disk_is_full(error)
-        advice = "free some space or choose another folder"
-        advice = advice if full else "choose another folder, or allow this one"
+        advice = "choose another folder, or allow this one"
+        if disk_is_full(error):
+            advice = "free some space or choose another folder"
         return _complain(f"{error.filename or 'output'}: {error.strerror}; {advice}", 2)
     except RuntimeError as error:
         if "home directory" not in str(error):  # pathlib's, of a user whom the system does not know

@@ -124,12 +124,11 @@ def without_exercises(notebook: Any) -> Any:
     result = copy.deepcopy(notebook)
     inside = False
     for cell in result.cells:
-        if cell.cell_type == "code":
-            cell.source = "# Exercises run at the quick profile only." if inside else cell.source
-            continue
-        for line in cell.source.splitlines():
-            if line.startswith("## "):
-                inside = line.strip() == EXERCISES
+        if cell.cell_type != "code":
+            titles = [line.strip() for line in cell.source.splitlines() if line.startswith("## ")]
+            inside = titles[-1] == EXERCISES if titles else inside
+        elif inside:
+            cell.source = "# Exercises run at the quick profile only."
     return result
 
 
