@@ -142,7 +142,7 @@ def test_what_a_page_says_follows_from_the_records(recorded: quote.Source, tmp_p
     assert other != same
     row = r'<td data-column="measured">(.+?) <.*?<span class="verdict (.*?)"'
     first, second = (re.findall(row, text) for text in (same, other))
-    assert first[0][1] == "supported" and second[0] == ("0.0 %", "contradicted")
+    assert first[0][1] == "supported" and second[0] == ("0.0\xa0%", "contradicted")
     assert first[-1] == second[-1]
     assert " minutes a seed at *quick*" in same and "`eps=8/255`, `steps=20`" in same
     assert not re.search(r"<!-- (?!given:)", quote.fill(PAGES["cheat-sheets"], recorded))

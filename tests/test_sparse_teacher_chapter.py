@@ -64,7 +64,13 @@ def test_the_short_schedule_is_short_for_students_too():
     assert (recipe.epochs, recipe.optimizer) == (50, "muon")
 
 
-@pytest.mark.parametrize("changed", [{"teacher": "digits-mlp"}, {"students": ["cnn", "digits-mlp"]}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"teacher": "digits-mlp", "thieves": ["soft labels"]},  # attention transfer would refuse it too
+        {"students": ["cnn", "digits-mlp"]},
+    ],
+)
 def test_networks_that_the_short_schedule_cannot_train_are_refused_before_anything_runs(changed):
     config.settings("sparse-teacher", "paper", changed)
     with pytest.raises(KdsecError, match="schedule=fast .* digits-mlp has none; .* schedule=full"):
