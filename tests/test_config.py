@@ -157,9 +157,9 @@ def test_a_list_of_chapters_does_not_wait_for_heavy_imports(arguments):
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
 
 
-def test_the_teachers_of_one_seed_are_the_same_in_every_chapter():
+def test_the_teachers_of_one_seed_are_the_same_in_every_chapter_but_the_first():
     """Equal data, split, share of the owner, network and recipe: trained once, then read from the cache."""
-    names = ("opening", "sparse-teacher", "poisoned-distillation", "reversed-maximization", "crossing")
+    names = ("sparse-teacher", "poisoned-distillation", "reversed-maximization", "crossing")
     chapters = [config.settings(name, "small") for name in names]
     for field in ("dataset", "validation", "owner", "teacher", "student", "recipe"):
         values = {getattr(each, field) for each in chapters if hasattr(each, field)}
@@ -169,7 +169,7 @@ def test_the_teachers_of_one_seed_are_the_same_in_every_chapter():
     assert (purified.dataset, purified.validation, purified.owner) == (one.dataset, one.validation, one.owner)
     assert (purified.classifier, purified.recipe) == (one.teacher, one.recipe)
     assert purified.robust_recipe == one.recipe  # and the robust one is chapter 7's
-    sparse, reversed_, crossing = (config.settings(name, "small") for name in (names[1], *names[3:]))
+    sparse, reversed_, crossing = (config.settings(name, "small") for name in (names[0], *names[2:]))
     strengths = vars(crossing.strengths)
     reversal = {"reversal_weight", "reversal_temperature"}
     for other, own in (
