@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -375,6 +376,31 @@ def test_poisons_are_listed_with_what_the_detectors_miss(
     text = (tmp_path / "poisons.html").read_text()
     assert "What each detector misses" in text and "data:image/png" in text
     assert json.loads((tmp_path / "poisons.json").read_text())["suspicious"]
+    files = [f"<b>{place}.png" for place in range(len(wrong))]
+    poisons.write(found, tmp_path, files)
+    text, first = (tmp_path / "poisons.html").read_text(), found.order[0]
+    assert f"&lt;b&gt;{first}.png" in text and "<b>" not in text and "from 0" not in text
+    assert json.loads((tmp_path / "poisons.json").read_text())["suspicious"][0]["file"] == files[first]
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_files_are_named_in_the_order_in_which_their_images_are_read(
+    tmp_path: pathlib.Path, deep: bool
+) -> None:
+    levels = {"b/10.png": 40, "b/9.png": 80, "a/é.png": 120, "a/A.png": 160, "c/.hidden": 0}
+    for name, level in levels.items():
+        file = tmp_path / (name if deep else name.replace("/", " "))
+        file.parent.mkdir(exist_ok=True)
+        if level:
+            Image.new("L", (8, 8), level).save(file)
+    if deep:
+        Image.new("L", (8, 8), 200).save(tmp_path / "c" / "x.png")
+        levels["c/x.png"] = 200
+    names = loading.file_names(str(tmp_path))
+    assert names is not None
+    read = loading.load_images(str(tmp_path)).images.flatten(1)[:, 0].tolist()
+    assert read == [levels[name if deep else name.replace(" ", "/")] for name in names]
+    assert loading.file_names(str(tmp_path / "no.npz")) is None
 
 
 def test_a_model_that_raises_about_a_distillation_set_is_one_line(

@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
         given = loading.read_labels(options.labels, images)
         found = poisons.inspect(load(options.model, options.weights), images, given, trusted)
         with _folder(out):
-            poisons.write(found, out)
+            poisons.write(found, out, loading.file_names(options.distillation_set))
         print(poisons.summary(found))
         print(f"the whole list: {out / 'poisons.html'}")
         return 0

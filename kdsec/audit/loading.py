@@ -269,6 +269,17 @@ def load_images(path: str, size: tuple[int, int] | None = None) -> ImageSet:
     return from_npz(place, labels=labels)
 
 
+def file_names(path: str) -> list[str] | None:
+    """Names of the files that ``load_images`` reads from a folder, in its order; None for a .npz file."""
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        return None
+    inside = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+    deeper = [each for each in inside if each.is_dir()]
+    files = [file for each in deeper for file in sorted(each.iterdir())] if deeper else inside
+    return [str(file.relative_to(folder)) for file in files if not file.name.startswith(".")]
+
+
 def read_labels(source: str | None, images: ImageSet) -> np.ndarray | None:
     """The numbers of a text file, one a line for each of ``images``; None where ``source`` is None.
 

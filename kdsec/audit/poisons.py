@@ -11,6 +11,7 @@ import io
 import json
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -174,35 +175,45 @@ def summary(found: Inspection) -> str:
     return f"{total} images; suspicious: {counts} ({expected}); by two detectors or more: {several}"
 
 
-def write(found: Inspection, folder: pathlib.Path) -> None:
-    """Write ``poisons.html`` and ``poisons.json``, each whole or not at all."""
+def write(found: Inspection, folder: pathlib.Path, files: Sequence[str] | None = None) -> None:
+    """Write ``poisons.html`` and ``poisons.json``, each whole or not at all.
+
+    Args:
+        found: what to write.
+        folder: where to.
+        files: names of the images; None where they have only numbers, counted from 0.
+    """
     accusers = {place: [name for name, mask in found.high.items() if mask[place]] for place in found.order}
-    rows = [{"image": place, "accused by": names} for place, names in accusers.items()]
+    called = [str(place) for place in range(len(found.images))] if files is None else files
+    rows = [
+        {"image": place} | ({} if files is None else {"file": files[place]}) | {"accused by": names}
+        for place, names in accusers.items()
+    ]
     values = {name: [round(each, 5) for each in score.tolist()] for name, score in found.scores.items()}
     facts = {"set": found.name, "model": found.model, "suspicious": rows, "scores": values, "misses": MISSES}
     save(folder / "poisons.json", json.dumps(facts, indent=1) + "\n")
-    listed = [[str(place), ", ".join(names)] for place, names in accusers.items()]
+    listed = [[called[place], ", ".join(names)] for place, names in accusers.items()]
     used = [f"{name}: {said}" for name, said in MISSES.items() if name in found.scores]
     parts = [
         f'<div class="card"><p>{text(summary(found))}</p></div>',
         '<div class="pictures">'
-        + "".join(_picture(found, place) for place in found.order[:SHOWN])
+        + "".join(_picture(found, place, called[place]) for place in found.order[:SHOWN])
         + "</div>",
         "<h2>What each detector misses</h2>",
         items(used),
         "<p>An image that no detector accuses is not thereby clean.</p><h2>Suspicious images</h2>",
-        table(["image (from 0)", "accused by"], listed),
+        table(["image (from 0)" if files is None else "image", "accused by"], listed),
     ]
     save(folder / "poisons.html", document(f"Does {found.name} look poisoned?", parts))
 
 
-def _picture(found: Inspection, place: int) -> str:
+def _picture(found: Inspection, place: int, name: str) -> str:
     from PIL import Image
 
     pixels = (to_float(found.images[place]) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).save(buffer, "png")
     data = base64.b64encode(buffer.getvalue()).decode()
-    alt = f"Image {place}, accused by {int(found.accused[place])} detectors"
+    alt = f"Image {text(name)}, accused by {int(found.accused[place])} detectors"
     image = f'<img src="data:image/png;base64,{data}" alt="{alt}">'
-    return f"<figure>{image}<figcaption>{place}</figcaption></figure>"
+    return f"<figure>{image}<figcaption>{text(name)}</figcaption></figure>"
