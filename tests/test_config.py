@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
+import pathlib
+import re
 import subprocess
 import sys
+import types
 import typing
 
+import nbformat
 import pytest
+import torch
 from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdsec import config
+from kdsec.config import fields
 from kdsec.config.fields import build
 from kdsec.errors import KdsecError
+from kdsec.run import Run
 
 QUICK = {chapter: config.settings(chapter, "quick") for chapter in config.CHAPTERS}
 FIELDS = [(chapter, field.name) for chapter, at in QUICK.items() for field in dataclasses.fields(at)]
@@ -155,6 +163,55 @@ def test_a_list_of_chapters_does_not_wait_for_heavy_imports(arguments):
         "assert not {'torch', 'pydantic', 'numpy', 'pandas'} & set(sys.modules), 'heavy'"
     )
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+
+
+class Training:
+    """Stands in for a data set's training images beside those for validation."""
+
+    def __init__(self, settings):
+        total = fields._TRAINING_IMAGES[settings.dataset]
+        self.name, self.count = settings.dataset, total - round(total * settings.validation)
+
+    def __len__(self):
+        return self.count
+
+    def subset(self, part):
+        return part
+
+
+@pytest.mark.parametrize(
+    "chapter", [name for name in config.CHAPTERS if name != "differentiators"]
+)  # no deal
+def test_notebooks_deal_out_the_images_that_planning_counts(chapter):
+    """At every profile: a run must not fail at what its plan has accepted."""
+    name = pathlib.Path(__file__).parent.parent / "notebooks" / config.CHAPTERS[chapter].notebook
+    cells = [cell.source for cell in nbformat.read(name, as_version=4).cells if "run.deal(" in cell.source]
+    lines = [node for cell in cells for node in ast.parse(cell).body]
+    wanted = [node for node in lines if re.search(r"run\.deal\(|^sizes = ", ast.unparse(node))]
+    for profile in config.profiles(chapter):
+        at = config.settings(chapter, profile)
+        if at.dataset not in fields._TRAINING_IMAGES:
+            continue
+        data = types.SimpleNamespace(train=Training(at))
+        run = types.SimpleNamespace(data=data, seed=0, device="cpu")
+        parts = []
+
+        def deal(*counts, run=run, parts=parts, **options):
+            parts += Run.deal(run, *counts, **options)
+            return parts
+
+        run.deal = deal
+        exec(compile(ast.Module(wanted, []), str(name), "exec"), {"run": run, "s": at})
+        assert parts and len(torch.cat(parts).unique()) == at.training_images
+
+
+@pytest.mark.parametrize(
+    ("chapter", "name"), [("sparse-teacher", "theft"), ("poisoned-distillation", "distill")]
+)
+def test_a_thief_with_the_owners_images_has_no_more_than_the_owner(chapter, name):
+    at = config.settings(chapter, "small")
+    config.settings(chapter, "small", {name: at.owner})
+    refused(chapter, {name: at.owner + 1}, name, "small")
 
 
 def test_the_teachers_of_one_seed_are_the_same_in_every_chapter_but_the_first():

@@ -65,7 +65,7 @@ def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = N
     check_choice(f"profile of chapter {chapter}", profile, profiles(chapter))
     given = dict(overrides or {})
     # With torch and pydantic: not for lists of chapters.
-    from kdsec.config.checks import check_networks
+    from kdsec.config.checks import check_together
     from kdsec.config.fields import build
 
     kind = getattr(
@@ -79,7 +79,7 @@ def settings(chapter: str, profile: str, overrides: Mapping[str, Any] | None = N
         values = _merged(values, tables["companions"][given["dataset"]])
     try:
         made = build(kind, _merged(values, given))
-        check_networks(chapter, made)
+        check_together(chapter, made)
         return made
     except KdsecError as error:
         raise KdsecError(f"chapter {chapter}: {error}") from None

@@ -1,4 +1,4 @@
-"""What the networks of a chapter's settings must have in common, beyond what each field allows."""
+"""What settings that are allowed one by one must have in common."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from kdsec.data.names import CLASS_NAMES
 from kdsec.errors import KdsecError
 
 
-def check_networks(chapter: str, settings: Any) -> None:
-    """Refuse networks that a chapter's methods cannot train together; nothing is trained for it.
+def check_together(chapter: str, settings: Any) -> None:
+    """Refuse settings of a chapter that do not go together; nothing is trained for it.
 
     Raises:
-        KdsecError: names the networks and what to choose.
+        KdsecError: names the settings and what to choose.
     """
+    if getattr(settings, "same_images", False):
+        name = "theft" if hasattr(settings, "theft") else "distill"
+        if (count := getattr(settings, name)) > settings.owner:
+            raise KdsecError(
+                f"with same_images the images are the owner's, so {name}={count} must be at most "
+                f"owner={settings.owner}"
+            )
     for teacher, student in _attention_pairs(chapter, settings):
         if not _share_a_size(teacher, student, settings.dataset):
             raise KdsecError(
