@@ -1,0 +1,89 @@
+"""Runs get to their end with the settings that planning accepts (slow: a run takes ten seconds or more)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kdsec import config, models
+from kdsec.errors import KdsecError
+
+ROOT = pathlib.Path(__file__).parent.parent
+SAMPLE = 4  # settings tried in each chapter
+# Few images, since only trainings are cut short.
+BATCH = {"recipe": {"batch_size": 50}}
+THIEF = {"owner": 800, "theft": 800, **BATCH}
+FEW = {
+    "opening": {"owner": 800, "queries": [100, 400], **BATCH},
+    "sparse-teacher": THIEF,
+}
+
+
+def run(folder: pathlib.Path, chapter: str, profile: str, overrides: dict[str, Any]) -> None:
+    command = [sys.executable, "-m", "tests.short_run", chapter, profile, json.dumps(overrides)]
+    import os
+
+    changed = {"KDSEC_CACHE": str(folder), "KDSEC_PROGRESS": "off", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | changed, capture_output=True, text=True)
+    assert not done.returncode, f"{overrides}: {done.stderr[-2000:]}"
+
+
+def extremes(name: str, value: Any) -> list[Any]:
+    """Values far from that of a profile."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [1, 2, 4 * value]
+    if isinstance(value, float):
+        return [0.0, 1e-9, 20 * value, 1e4]
+    if isinstance(value, str):
+        return [each for each in models.names()[:8] if value in models.names() and each != value]
+    if not isinstance(value, tuple) or not value:
+        return []
+    return [[value[0]], [value[-1]], *([each] for each in extremes(name, value[0]))]
+
+
+def accepted(chapter: str) -> Iterator[dict[str, Any]]:
+    """One changed setting of the quick profile each, as far as planning takes it."""
+    for field in dataclasses.fields(at := config.settings(chapter, "quick")):
+        value = getattr(at, field.name)
+        if dataclasses.is_dataclass(value):
+            tried = [
+                {field.name: {inner.name: each}}
+                for inner in dataclasses.fields(value)
+                for each in extremes(inner.name, getattr(value, inner.name))
+                if inner.name not in ("steps", "epochs")  # cut short anyway
+            ]
+        else:
+            tried = [{field.name: each} for each in extremes(field.name, value)]
+        for overrides in tried:
+            try:
+                config.settings(chapter, "quick", overrides)
+            except KdsecError:
+                continue
+            yield overrides
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", FEW)
+def test_a_chapter_gets_to_its_end_on_photographs(tmp_path: pathlib.Path, chapter: str) -> None:
+    run(tmp_path, chapter, "small", FEW[chapter])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", range(SAMPLE))
+@pytest.mark.parametrize("chapter", config.CHAPTERS)
+def test_settings_that_planning_accepts_do_not_fail_a_run(
+    tmp_path: pathlib.Path, chapter: str, place: int
+) -> None:
+    """A random sample, the same every time; a longer one has found what ``config.checks`` refuses now."""
+    cases = list(accepted(chapter))
+    run(tmp_path, chapter, "quick", random.Random(0).sample(cases, SAMPLE)[place])
