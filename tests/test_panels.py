@@ -12,12 +12,13 @@ import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from kdsec.config import CHAPTERS
 from kdsec.errors import KdsecError
-from kdsec.report import claims, panels
+from kdsec.report import claims, panels, plots
 from kdsec.report.panels import crossing
-from kdsec.report.records import COLUMNS
+from kdsec.report.records import COLUMNS, recordings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ANSWER_FIRST = ("opening", "sparse-teacher", "reversed-maximization", "crossing")
@@ -77,8 +78,8 @@ def test_the_title_turns_with_the_rows(best: dict[str, float], title: str) -> No
 def test_rows_of_other_networks_or_none_are_a_line_of_text_and_no_figure() -> None:
     ((settings, rows),) = stolen(normal=0.9, nasty=0.8).values()
     today = SimpleNamespace(**vars(settings), teacher="other", student="net")
-    for recordings in ({"quick": (today, rows)}, {"quick": (today, rows[:0])}, {}):
-        figure = panels.dumbbells(panels.main(recordings), lambda at: at.suspects)
+    for given in ({"quick": (today, rows)}, {"quick": (today, rows[:0])}, {}):
+        figure = panels.dumbbells(panels.main(given), lambda at: at.suspects)
         assert [text.get_text()[:16] for ax in figure.axes for text in ax.texts] == ["Not yet recorded"]
 
 
@@ -86,7 +87,7 @@ def test_the_title_names_the_price() -> None:
     ((settings, rows),) = stolen(normal=0.9, nasty=0.8).values()
     own = rows.iloc[:2].assign(arm=["normal", "nasty"], setting="", value=[0.95, 0.9])
     said = panels.most_taken(pd.concat([rows, own]), settings.suspects[:2])
-    assert said == "nasty takes most from the best attack: 10.0 points; its owner pays 5.0"
+    assert said == "nasty takes most from the best attack: 10.0 points;\nits owner pays 5.0"
 
 
 def test_the_title_has_an_interval_where_there_are_seeds_enough() -> None:
@@ -180,3 +181,14 @@ def test_visible_code_fits_the_page_and_teaches(chapter: str) -> None:
     ]
     assert [line for line in visible if len(line) > 88] == []
     assert not re.search(r"import start|run\.finish", "\n".join(visible))
+
+
+def test_the_title_of_the_live_table_fits_its_picture() -> None:
+    """The picture is saved as large as it is: the places of its cells are known to the page."""
+    plots.use_style()
+    still = crossing.thieves_hover(recordings("crossing")).figure
+    still.canvas.draw()
+    page = still.bbox
+    for text in still.findobj(lambda each: isinstance(each, Text) and each.get_text() and each.get_visible()):
+        box = text.get_window_extent()
+        assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, text

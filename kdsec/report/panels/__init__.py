@@ -207,7 +207,7 @@ def most_taken(rows: pd.DataFrame, arms: Sequence[str]) -> str:
     tested = rows[(rows["metric"] == "test accuracy") & (rows["setting"] == "")]
     own = 100 * tested.groupby("arm")["value"].mean()
     cost = own.get(arms[0], math.nan) - own.get(most, math.nan)
-    price = "" if math.isnan(cost) else f"; its owner pays {cost:.1f}"
+    price = "" if math.isnan(cost) else f";\nits owner pays {cost:.1f}"
     gap = statistics.interval(gaps[most])
     ends = f" ({gap.low:.1f} to {gap.high:.1f})" if gap.seeds >= statistics.DECISIVE else ""
     return f"{most} takes most from the best attack: {taken.max():.1f} points{ends}{price}"
