@@ -173,3 +173,11 @@ def test_colours_are_told_apart_by_every_eye(eye):
     colours = [lab(colour, eye) for colour in {plots.colour(arm) for arm in plots.ARM_COLOURS}]
     nearest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(colours, 2))
     assert nearest > (20 if eye == "all cones" else 10)
+
+
+def test_rows_of_pictures_may_have_fewer_than_others():
+    figure = plots.picture_rows({"two": torch.rand(2, 3, 4, 4), "three": torch.rand(3, 1, 4, 4)})
+    shown = [bool(axes.images) for axes in figure.axes]
+    assert shown == [True, True, False, True, True, True]
+    assert [axes.axison for axes in figure.axes] == shown
+    plt.close("all")

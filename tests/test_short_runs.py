@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import random
 import subprocess
@@ -17,7 +18,7 @@ from kdsec import config, models
 from kdsec.errors import KdsecError
 
 ROOT = pathlib.Path(__file__).parent.parent
-SAMPLE = 4  # settings tried in each chapter
+SAMPLE = 2  # settings tried in each chapter
 # Few images, since only trainings are cut short.
 BATCH = {"recipe": {"batch_size": 50}}
 THIEF = {"owner": 800, "theft": 800, **BATCH}
@@ -29,8 +30,6 @@ FEW = {
 
 def run(folder: pathlib.Path, chapter: str, profile: str, overrides: dict[str, Any]) -> None:
     command = [sys.executable, "-m", "tests.short_run", chapter, profile, json.dumps(overrides)]
-    import os
-
     changed = {"KDSEC_CACHE": str(folder), "KDSEC_PROGRESS": "off", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | changed, capture_output=True, text=True)
     assert not done.returncode, f"{overrides}: {done.stderr[-2000:]}"

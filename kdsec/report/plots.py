@@ -264,7 +264,7 @@ def picture_rows(
     """Rows of images with the row's name on the left.
 
     Args:
-        rows: name to images ``(n, C, H, W)``, with one n for all.
+        rows: name to images ``(n, C, H, W)``; a row with fewer than another ends earlier.
         titles: name of a row to the titles of its images.
         width: of the figure, in inches.
     """
@@ -274,9 +274,11 @@ def picture_rows(
     side = width / (count + 1.2) + (0.25 if titles else 0)
     figure, axes = plt.subplots(len(rows), count, figsize=(width, side * len(rows) + 0.2), squeeze=False)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for index, (ax, image) in enumerate(zip(line, images, strict=True)):
+        for index, (ax, image) in enumerate(zip(line, images, strict=False)):
             picture(ax, image)
             if titles and name in titles:
                 ax.set_title(titles[name][index], fontsize=9)
+        for ax in line[len(images) :]:
+            ax.set_axis_off()
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     return figure
