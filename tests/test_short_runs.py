@@ -18,7 +18,8 @@ from kdsec import config, models
 from kdsec.errors import KdsecError
 
 ROOT = pathlib.Path(__file__).parent.parent
-SAMPLE = 2  # settings tried in each chapter
+SAMPLE = 1  # settings tried in each chapter
+SWEPT = ("opening", "sparse-teacher", "purification", "differentiators")
 # Few images, since only trainings are cut short.
 BATCH = {"recipe": {"batch_size": 50}}
 THIEF = {"owner": 800, "theft": 800, **BATCH}
@@ -79,7 +80,7 @@ def test_a_chapter_gets_to_its_end_on_photographs(tmp_path: pathlib.Path, chapte
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", range(SAMPLE))
-@pytest.mark.parametrize("chapter", config.CHAPTERS)
+@pytest.mark.parametrize("chapter", SWEPT)
 def test_settings_that_planning_accepts_do_not_fail_a_run(
     tmp_path: pathlib.Path, chapter: str, place: int
 ) -> None:
