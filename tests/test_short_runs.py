@@ -73,12 +73,14 @@ def accepted(chapter: str) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("chapter", FEW)
 def test_a_chapter_gets_to_its_end_on_photographs(tmp_path: pathlib.Path, chapter: str) -> None:
     run(tmp_path, chapter, "small", FEW[chapter])
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("place", range(SAMPLE))
 @pytest.mark.parametrize("chapter", SWEPT)
 def test_settings_that_planning_accepts_do_not_fail_a_run(
