@@ -179,9 +179,8 @@ class Training:
         return part
 
 
-@pytest.mark.parametrize(
-    "chapter", [name for name in config.CHAPTERS if name != "differentiators"]
-)  # no deal
+# Chapter 6 splits its images itself, without ``run.deal``.
+@pytest.mark.parametrize("chapter", [name for name in config.CHAPTERS if name != "differentiators"])
 def test_notebooks_deal_out_the_images_that_planning_counts(chapter):
     """At every profile: a run must not fail at what its plan has accepted."""
     name = pathlib.Path(__file__).parent.parent / "notebooks" / config.CHAPTERS[chapter].notebook
