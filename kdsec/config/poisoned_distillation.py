@@ -54,6 +54,7 @@ class PoisonedDistillation:
         faint_trigger: one of ``triggers``; its student is also trained for ``long_epochs``.
         long_epochs: see ``faint_trigger``.
         cure: training on the clean images.
+        unlearning_epochs: of adversarial unlearning, otherwise trained as ``cure`` says.
         cleanse_steps: of Neural Cleanse, for each class; all but the first for the attacked student only.
         probes: test images for what costs much: transfer of perturbations, and STRIP.
     """
@@ -83,6 +84,7 @@ class PoisonedDistillation:
     faint_trigger: str
     long_epochs: Count
     cure: Recipe
+    unlearning_epochs: Count
     cleanse_steps: Several[Count]
     probes: Count
     same_images: bool = False
