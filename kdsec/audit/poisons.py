@@ -11,7 +11,7 @@ import io
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,15 +39,17 @@ from kdsec.train import predict
 
 SHARE = 0.01  # of trusted images that each detector accuses
 FEWEST = 50  # images of a set, and trusted ones
+# Their features are read, and scores averaged: those of one copy change with the last digits of its training.
+COPIES = 3
 SHOWN = 12  # pictures on the page
 MISSES = {
     "label disagreement": "Misses poisons that the model classifies as they are labelled, such "
     "as stamped images of the target class. Accuses honest images that the model gets wrong.",
     "label instability": "Misses perturbations that survive a shift by a pixel, and images that are stamped "
     "and not perturbed. Accuses images near a boundary.",
-    "spectral signatures": "Misses a few poisons in a large class, and triggers that the copy has not "
+    "spectral signatures": "Misses a few poisons in a large class, and triggers that the copies have not "
     "learnt. Without trusted images the set is its own reference, and many poisons hide.",
-    "activation clustering": "Misses poisons without a cluster of their own in the copy's features. Accuses "
+    "activation clustering": "Misses poisons without a cluster of their own in the copies' features. Accuses "
     "rare but honest kinds of images.",
 }
 
@@ -97,7 +99,7 @@ def inspect(
         images: the set in question.
         labels: as ``read_labels`` read them; None: the images' own.
         trusted: clean images of the same kind.
-        cache: keeps the copy whose features are read.
+        cache: keeps the copies whose features are read.
 
     Raises:
         KdsecError: too few images, or other sizes.
@@ -111,11 +113,16 @@ def inspect(
     answers = predict(teacher, images)
     given = labels_for(images, answers.shape[1], labels)
     with quiet_training():
-        copy = _copy(images, answers, cache)
+        copies = [_copy(images, answers, cache, seed) for seed in range(COPIES)]
 
     def scores(part: ImageSet, truth: Tensor | None, said: Tensor, clean: ImageSet) -> dict[str, Tensor]:
-        features, reference = penultimate(copy, _seen(part)), penultimate(copy, _seen(clean))
         groups, known = said.argmax(1), predict(teacher, clean).argmax(1)
+
+        def averaged(score: Callable[..., Tensor]) -> Tensor:
+            read = ([penultimate(copy, _seen(each)) for each in (part, clean)] for copy in copies)
+            found = [score(features, groups, reference, known) for features, reference in read]
+            return torch.stack(found).mean(0)
+
         found = {}
         if truth is not None:
             classes = tuple(map(str, range(answers.shape[1])))
@@ -123,8 +130,8 @@ def inspect(
                 teacher, ImageSet(part.images, truth, classes, part.name)
             )
         found["label instability"] = label_instability(teacher, part, Augment(crop=1), views=4)
-        found["spectral signatures"] = spectral_signatures(features, groups, reference, known)
-        found["activation clustering"] = activation_clustering(features, groups, reference, known)[0]
+        found["spectral signatures"] = averaged(spectral_signatures)
+        found["activation clustering"] = averaged(lambda *given: activation_clustering(*given)[0])
         return found
 
     if trusted is None:
@@ -151,13 +158,14 @@ def _seen(images: ImageSet) -> ImageSet:
     return images.unlabelled().replace(images=shrunk(images.images))
 
 
-def _copy(images: ImageSet, answers: Tensor, cache: Cache) -> Classifier:
+def _copy(images: ImageSet, answers: Tensor, cache: Cache, seed: int) -> Classifier:
     """A copy distilled on the set: what poisons would do to a student shows in its features."""
     classes = tuple(map(str, range(answers.shape[1])))
     small = shrunk(images.images)
     seen = ImageSet(small, torch.full((len(small),), UNLABELLED), classes, images.name)
     how = recipe(seen.shape, len(seen))
-    return cache.fit(copy_network(None, seen, 0), seen, how, KD(answers, 1.0, 1.0), seed=0, label="audit-set")
+    net, loss = copy_network(None, seen, seed), KD(answers, 1.0, 1.0)
+    return cache.fit(net, seen, how, loss, seed=seed, label="audit-set")
 
 
 def _highest(score: Tensor, share: float) -> Tensor:
