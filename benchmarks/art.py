@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,8 @@ def main() -> int:
     parser.add_argument("--queries", type=int, default=1000, help="images that each attack may ask about")
     parser.add_argument("--seeds", type=int, default=3, help="how many copies of each attack")
     options = parser.parse_args()
+    if not find_spec("art"):
+        raise SystemExit("ART is not installed; run: make art")
     net = victim()
     rest = data.load("cifar10", seed=0).train.subset(slice(5_000, 5_000 + options.queries + 1000))
     plan = Plan(budgets=(options.queries,), defences=(LABELS,), seeds=options.seeds, flip=True)

@@ -103,6 +103,7 @@ def run_chapters(
         asked = plan(
             chapters, profile, seeds, device=device, out=out, overrides=overrides, notebooks=notebooks
         )
+        new = not asked[0].out.exists()
         _check_surroundings(asked[0].out)
         outcomes, todo = {}, []
         for spec in asked:
@@ -117,6 +118,9 @@ def run_chapters(
             if any(each.status == "left" for each in outcomes.values()):
                 _say(_time_is_over(list(outcomes.values()), _kept() - before, fresh))
         if stop:
+            if new:
+                with contextlib.suppress(OSError):  # what is in it stays
+                    asked[0].out.rmdir()
             kept = sum(outcomes[spec.label].status == "done" for spec in todo if spec.label in outcomes)
             raise KeyboardInterrupt(f"{kept} of {len(todo)} runs finished and kept")
     return [outcomes[spec.label] for spec in asked]

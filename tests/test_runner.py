@@ -664,6 +664,7 @@ def test_a_signal_before_the_first_run_is_told_and_leaves_nothing(book, tmp_path
     assert process.returncode == 130 and errors.count("\n") == 1, errors
     assert errors.startswith("kdsec: error: interrupted (0 of 1 runs finished")
     assert not scratch_folders(tmp_path) and executions() == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_runs_that_are_kept_are_counted(book, monkeypatch):
