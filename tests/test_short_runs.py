@@ -18,12 +18,13 @@ from kdsec import config, models
 from kdsec.errors import KdsecError
 
 ROOT = pathlib.Path(__file__).parent.parent
-SWEPT = ("opening", "sparse-teacher", "purification", "differentiators")
+SWEPT = ("opening", "sparse-teacher", "poisoned-distillation", "purification", "differentiators", "crossing")
 # Few images, since only trainings are cut short.
 BATCH = {"recipe": {"batch_size": 50}}
 FEW = {
     "opening": {"owner": 800, "queries": [100, 400], **BATCH},
     "sparse-teacher": {"owner": 800, "theft": 800, **BATCH},
+    "purification": {"owner": 800, "other": 400, "probes": 40, "strong": 20, "robust_recipe": BATCH["recipe"], **BATCH},
 }
 
 

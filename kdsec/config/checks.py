@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,9 @@ from kdsec import models
 from kdsec.config.fields import SHAPES
 from kdsec.data.names import CLASS_NAMES
 from kdsec.errors import KdsecError
+from kdsec.train import Recipe
+
+HALF = 0.5
 
 
 def check_together(chapter: str, settings: Any) -> None:
@@ -20,6 +24,18 @@ def check_together(chapter: str, settings: Any) -> None:
     Raises:
         KdsecError: names the settings and what to choose.
     """
+    _check_same_images(settings)
+    _check_rates(settings)
+    _check_decay(settings)
+    for teacher, student in _attention_pairs(chapter, settings):
+        if not _share_a_size(teacher, student, settings.dataset):
+            raise KdsecError(
+                f"attention transfer pairs stages of equal height and width, and teacher={teacher} has none "
+                f"in common with student={student}; choose convolutional nets of one family"
+            )
+
+
+def _check_same_images(settings: Any) -> None:
     if getattr(settings, "same_images", False):
         name = "theft" if hasattr(settings, "theft") else "distill"
         if (count := getattr(settings, name)) > settings.owner:
@@ -27,12 +43,33 @@ def check_together(chapter: str, settings: Any) -> None:
                 f"with same_images the images are the owner's, so {name}={count} must be at most "
                 f"owner={settings.owner}"
             )
-    for teacher, student in _attention_pairs(chapter, settings):
-        if not _share_a_size(teacher, student, settings.dataset):
+
+
+def _check_rates(settings: Any) -> None:
+    """Poisons are made of images of other classes than the target, and these must be enough."""
+    if hasattr(settings, "crafting"):
+        for rate in (settings.rate, *getattr(settings, "rates", ())):
+            if rate > HALF:
+                raise KdsecError(f"rate={rate:g} of poisons must be at most {HALF}, half of the images")
+
+
+def _check_decay(settings: Any) -> None:
+    """SGD takes ``lr * weight_decay`` of a weight off it at each step: all of it, and the training explodes."""
+    for name, recipe in _recipes(settings):
+        if recipe.optimizer == "sgd" and recipe.lr * recipe.weight_decay >= 1:
             raise KdsecError(
-                f"attention transfer pairs stages of equal height and width, and teacher={teacher} has none "
-                f"in common with student={student}; choose convolutional nets of one family"
+                f"{name}: lr={recipe.lr:g} times weight_decay={recipe.weight_decay:g} must be below 1"
             )
+
+
+def _recipes(settings: Any, before: str = "") -> Iterator[tuple[str, Recipe]]:
+    """All recipes of ``settings``, also within others, by name: ``making.recipe``."""
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), before + field.name
+        if isinstance(value, Recipe):
+            yield name, value
+        elif dataclasses.is_dataclass(value):
+            yield from _recipes(value, f"{name}.")
 
 
 def _attention_pairs(chapter: str, settings: Any) -> Iterator[tuple[str, str]]:
