@@ -104,8 +104,9 @@ def inspect(
     Raises:
         KdsecError: too few images, or other sizes.
     """
-    if len(images) < FEWEST or (trusted is not None and len(trusted) < FEWEST):
-        raise KdsecError(f"a distillation set, and trusted images, need {FEWEST} images or more")
+    for called, part in {"the distillation set has": images, "trusted images are": trusted}.items():
+        if part is not None and len(part) < FEWEST:
+            raise KdsecError(f"{called} {len(part)}; at least {FEWEST} are needed")
     if trusted is not None and trusted.shape != images.shape:
         raise KdsecError(f"trusted images are {trusted.shape} and the set {images.shape}; use --size")
     ask(target, images.images[:2], HINT)
