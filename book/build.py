@@ -46,6 +46,8 @@ PROSE = ("*.md", "*.bib", "_static/*", "_static/images/*")
 HIDDEN = {"colab", "parameters", "injected-parameters"}
 TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-mathjax-offline")
 STAMP = ".built-from"
+# A name in a line of text: browsers would break it at its hyphens. Longer ones may, or a phone is too narrow.
+NAME = re.compile(r'<span class="pre">([^<>]{1,24})</span>')
 THEBE = re.compile(r"<script>\s*const THEBE_JS_URL\s*=.*?</script>", re.DOTALL)
 # A tag that loads something from another host, and the marks that Sphinx and Python leave on a failure.
 OUTSIDE = re.compile(
@@ -363,9 +365,11 @@ def build(source: pathlib.Path, out: pathlib.Path) -> bool:
 def finish(page: pathlib.Path, pages: pathlib.Path) -> None:
     """Take out the one address that the theme puts into every page, and look for marks of failure.
 
+    A short name in a line of text is marked, so that it is not broken.
+
     What the theme offers to download or to open in Colab is the source of a chapter: offer the Colab edition.
     """
-    text = THEBE.sub("", page.read_text(encoding="utf-8"))
+    text = NAME.sub(r'<span class="pre whole">\1</span>', THEBE.sub("", page.read_text(encoding="utf-8")))
     for chapter in CHAPTERS.values():
         text = re.sub(
             rf"_sources/notebooks/{chapter.notebook}", f"{address.COLAB_BRANCH}/{chapter.notebook}", text

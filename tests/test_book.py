@@ -228,7 +228,8 @@ LOOK = """() => {
         page: document.documentElement.scrollWidth - width,
         wide: all('*').filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e)).map(name),
         cut: all('pre').filter(e => e.scrollWidth > e.clientWidth + 1)
-            .concat(all('mjx-container > svg').filter(cut)).map(name),
+            .concat(all('mjx-container > svg').filter(cut))
+            .concat(all('.pre.whole').filter(e => e.getClientRects().length > 1)).map(name),
         small: all('.made').filter(e => parseFloat(getComputedStyle(e).fontSize) < 13).map(name),
         height: document.documentElement.scrollHeight,
         finding: found ? found.getBoundingClientRect().top + scrollY : null }; }"""
@@ -652,8 +653,12 @@ def test_what_cannot_become_a_page_is_named_in_one_line(
 )
 def test_a_page_with_an_error_or_an_outside_host_is_refused(text: str, tmp_path: pathlib.Path) -> None:
     page = tmp_path / "page.html"
-    page.write_text('<a href="https://example.org">fine</a><link rel="canonical" href="https://example.org">')
+    page.write_text(
+        '<a href="https://example.org">fine</a><link rel="canonical" href="https://example.org">'
+        '<code class="literal"><span class="pre">--out</span></code>'
+    )
     book.finish(page, tmp_path)
+    assert '<span class="pre whole">--out</span>' in page.read_text()
     page.write_text(text)
     with pytest.raises(book.BuildError, match=r"page\.html"):
         book.finish(page, tmp_path)
