@@ -24,7 +24,14 @@ BATCH = {"recipe": {"batch_size": 50}}
 FEW = {
     "opening": {"owner": 800, "queries": [100, 400], **BATCH},
     "sparse-teacher": {"owner": 800, "theft": 800, **BATCH},
-    "purification": {"owner": 800, "other": 400, "probes": 40, "strong": 20, "robust_recipe": BATCH["recipe"], **BATCH},
+    "purification": {
+        "owner": 800,
+        "other": 400,
+        "probes": 40,
+        "strong": 20,
+        "robust_recipe": BATCH["recipe"],
+        **BATCH,
+    },
 }
 
 

@@ -54,7 +54,7 @@ def _check_rates(settings: Any) -> None:
 
 
 def _check_decay(settings: Any) -> None:
-    """SGD takes ``lr * weight_decay`` of a weight off it at each step: all of it, and the training explodes."""
+    """Each step of SGD takes the share ``lr * weight_decay`` off a weight; with 1 or more it explodes."""
     for name, recipe in _recipes(settings):
         if recipe.optimizer == "sgd" and recipe.lr * recipe.weight_decay >= 1:
             raise KdsecError(
