@@ -103,7 +103,7 @@ def run_chapters(
         asked = plan(
             chapters, profile, seeds, device=device, out=out, overrides=overrides, notebooks=notebooks
         )
-        new = not asked[0].out.exists()
+        new = not os.path.exists(asked[0].out)  # a name that is too long raises in pathlib
         _check_surroundings(asked[0].out)
         outcomes, todo = {}, []
         for spec in asked:

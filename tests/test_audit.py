@@ -160,6 +160,15 @@ def test_a_leak_is_found_and_its_absence_too(tmp_path: pathlib.Path) -> None:
     assert none <= small and serve == SERVE
 
 
+@pytest.mark.parametrize(("by_hand", "said"), [(0.9, True), (0.51, False), (0.1, False)])
+def test_a_model_that_is_worse_than_labelling_is_not_worth_stealing(by_hand: float, said: bool) -> None:
+    state = finished()
+    rows = [row | {"accuracy": by_hand if row["served"] == BY_HAND else 0.5} for row in state.rows]
+    sentences = " ".join(verdict(dataclasses.replace(state, rows=rows)).sentences)
+    assert ("stealing gains nothing" in sentences) == said
+    assert (f"{by_hand:.1%}" in sentences) == said
+
+
 def test_all_ways_of_serving_meet_the_same_attacks_and_the_order_is_kept() -> None:
     state = finished()
     assert state.done == blocks(state.plan) and not state.left

@@ -117,7 +117,7 @@ def _published(repository: str, pages: str) -> dict[str, Any]:
     return settings
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def with_addresses() -> Iterator[None]:
     """The small book is a published one."""
     with pytest.MonkeyPatch.context() as patch:
@@ -125,7 +125,7 @@ def with_addresses() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def executed_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder as ``kdsec run --profile quick`` leaves it, with the tiny notebook as every chapter."""
     run = tmp_path_factory.mktemp("run")
@@ -145,7 +145,7 @@ def executed_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small_book(executed_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("book")
     book.stage(executed_run, executed_run, folder / "src")
@@ -190,7 +190,7 @@ class Site:
         return page, trouble
 
 
-@pytest.fixture(scope="session", params=["small", "real"])
+@pytest.fixture(scope="module", params=["small", "real"])
 def site(request: pytest.FixtureRequest, chromium: Any) -> Iterator[Site]:
     small = request.param == "small"
     folder = request.getfixturevalue("small_book") if small else _real_book()
@@ -280,7 +280,7 @@ FOLDS = ".bd-article :is(details:not([open]) > summary, button.toggle-button)"
 UNFOLD = f"() => document.querySelectorAll('{FOLDS}').forEach(each => each.click())"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def visits(site: Site) -> dict[tuple[str, int], dict[str, Any]]:
     """What was found on every page of the site, at each width, as it opens and with everything unfolded."""
     found = {}

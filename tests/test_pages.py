@@ -187,7 +187,7 @@ def test_a_mark_that_asks_for_nothing_is_named(mark: str, message: str, recorded
 def test_the_readme_says_what_the_records_say(
     recorded: quote.Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = yaml.safe_load(address.CONFIG.read_text(encoding="utf-8"))  # not those that test_book sets
+    settings = yaml.safe_load(address.CONFIG.read_text(encoding="utf-8"))
     monkeypatch.setattr(address, "config", lambda: settings)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert sync.with_numbers(text, recorded.boards) == text, "run make fill"

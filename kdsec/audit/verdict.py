@@ -128,17 +128,27 @@ def verdict(audit: Audit) -> Verdict:
 
 
 def _by_hand(audit: Audit, budget: int) -> list[str]:
-    """Whether decisions are worth more than a thief's own work."""
+    """Whether decisions are worth more than a thief's own work, for a copy and for accuracy."""
     if audit.labels is None:
         return []
     gap, margin = difference(audit, LABELS, BY_HAND, budget)
     if gap > margin:
         worth = f"Labels served are worth {100 * gap:.1f} points more than as many images labelled by hand"
-        return [f"{worth}: also the decisions give something away."]
-    return [
-        "A thief who labels as many images by hand gets as good a copy as from labels served: no change of "
-        "the answers protects more than that."
-    ]
+        said = [f"{worth}: also the decisions give something away."]
+    else:
+        said = [
+            "A thief who labels as many images by hand gets as good a copy as from labels served: no change "
+            "of the answers protects more than that."
+        ]
+    accuracy = {each.served: each.accuracy or 0.0 for each in points(audit) if each.budget == budget}
+    own, copy = accuracy[BY_HAND], accuracy[AS_IS]
+    error = math.sqrt((own * (1 - own) + copy * (1 - copy)) / len(audit.test))
+    if own - copy > max(MARGIN, 2 * error):
+        said.append(
+            "For accuracy, stealing gains nothing: a network trained on as many images labelled by hand is "
+            f"right on {own:.1%} of the test images, the best copy on {copy:.1%}."
+        )
+    return said
 
 
 def _cheap(audit: Audit) -> list[str]:
