@@ -32,8 +32,12 @@ from torch import Tensor, nn
 from kdsec.errors import KdsecError
 
 PACKAGE = pathlib.Path(__file__).parent
-# Excluded from every key and recipe, as it computes nothing in a run: code that starts or watches runs,
-DRIVERS = ("__init__.py", "__main__.py", "cli.py", "runner.py", "planning.py", "notebook.py")
+# Excluded from every key and recipe, as it computes nothing in a run: code that starts or watches runs, or
+# refuses settings,
+DRIVERS = (
+    *("__init__.py", "__main__.py", "cli.py", "runner.py", "planning.py", "notebook.py"),
+    "config/checks.py",
+)
 # and code that draws what they recorded.
 DRAWING = (
     *("exercises", "report/panels", "report/claims.py", "report/interactive.py", "report/plots.py"),

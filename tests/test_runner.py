@@ -521,6 +521,14 @@ def test_the_recipe_covers_what_a_chapter_imports_and_no_more():
     assert all((planning.PACKAGE / name).exists() for name in (*fingerprint.DRIVERS, *fingerprint.DRAWING))
 
 
+def test_a_new_refusal_of_settings_outdates_no_record():
+    """Also not through the class of the settings, whose file imports what checks them."""
+    text = (planning.PACKAGE / "config/opening.py").read_text()
+    files = {str(file.relative_to(planning.PACKAGE)) for file in fingerprint.source_dependencies(text)}
+    assert "config/__init__.py" in files or "config/fields.py" in files
+    assert "config/checks.py" not in files
+
+
 def test_a_cell_is_described_by_the_nearest_heading():
     cells = [new_markdown_cell("# A\ntext\n## B"), new_code_cell("x = 1"), new_markdown_cell("t")]
     page = new_notebook(cells=[*cells, new_code_cell("y")])
