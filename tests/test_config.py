@@ -115,6 +115,8 @@ IMPOSSIBLE = [
     ("crossing", {"rate": 0.51}, "rate"),
     ("poisoned-distillation", {"cure": {"weight_decay": 100.0}}, "cure"),
     ("crossing", {"making": {"recipe": {"weight_decay": 1e4}}}, "making.recipe"),
+    ("crossing", {"private_recipe": {"optimizer": "muon"}}, "private_recipe"),
+    ("differentiators", {"student_recipe": {"optimizer": "muon"}}, "student_recipe"),
 ]
 
 

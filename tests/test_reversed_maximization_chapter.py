@@ -9,12 +9,13 @@ import torch
 
 from kdsec import config
 from kdsec.attacks.data_free import DFAD
-from kdsec.attacks.extraction import POOL
+from kdsec.attacks.extraction import POOL, ExtractionResult
+from kdsec.attacks.tuning import Candidate
 from kdsec.config.reversed_maximization import OTHERS
 from kdsec.data.names import CLASS_NAMES, GROUPS
 from kdsec.errors import KdsecError
 from kdsec.logits import READINGS
-from kdsec.report.panels.reversed_maximization import KINDS
+from kdsec.report.panels.reversed_maximization import KINDS, by_kind
 from kdsec.run import start
 
 CHAPTER = "reversed-maximization"
@@ -91,3 +92,8 @@ def test_a_theft_without_data_is_done_once_and_gives_the_same_again():
     run.data_free("normal", dataclasses.replace(attack, rounds=4), students[2], teacher)
     assert run.cache.misses == 2
     run.finish()
+
+
+def test_a_kind_of_thief_that_was_not_run_has_no_best():
+    result = ExtractionResult("negatives negated", torch.nn.Identity(), 1.0, 0, Candidate(1.0, 1.0))
+    assert by_kind([result]) == {"best undoing": [result]}

@@ -21,9 +21,39 @@ ROOT = pathlib.Path(__file__).parent.parent
 SWEPT = ("opening", "sparse-teacher", "poisoned-distillation", "purification", "differentiators", "crossing")
 # Few images, since only trainings are cut short.
 BATCH = {"recipe": {"batch_size": 50}}
+ONE = {"temperatures": [1.0], "rates": [1.0]}
 FEW = {
     "opening": {"owner": 800, "queries": [100, 400], **BATCH},
     "sparse-teacher": {"owner": 800, "theft": 800, **BATCH},
+    "reversed-maximization": {
+        "owner": 800,
+        "theft": 800,
+        "readings": ["negate", "rank", "copy"],
+        "strengths": [1.0],
+        "suspects": ["normal", "negate"],
+        "nasty_weights": [0.04],
+        "sparse_alphas": [0.05],
+        "thieves": ["soft labels", "negatives negated", "learned recovery"],
+        "search": ONE,
+        "temperatures": [1.0, 4.0],
+        "drawn_from": ["normal", "negate"],
+        "inversion": {"batches": 1, "batch_size": 50, "steps": 3},
+        **BATCH,
+    },
+    "crossing": {
+        "owner": 800,
+        "theft": 800,
+        "model": "cnn",  # of a thin fast network a student with a new head learns nothing
+        "public_recipe": BATCH["recipe"],
+        "probes": 40,
+        "teachers": ["normal", "RML, negate", "PGD-AT"],
+        "victims": ["normal", "PGD-AT"],
+        "thieves": ["soft labels", "learned recovery"],
+        "search": ONE,
+        "steps": 3,
+        "mimicry": {"steps": 5},
+        **BATCH,
+    },
     "purification": {
         "owner": 800,
         "other": 400,

@@ -27,6 +27,7 @@ def check_together(chapter: str, settings: Any) -> None:
     _check_same_images(settings)
     _check_rates(settings)
     _check_decay(settings)
+    _check_heads(chapter, settings)
     for teacher, student in _attention_pairs(chapter, settings):
         if not _share_a_size(teacher, student, settings.dataset):
             raise KdsecError(
@@ -60,6 +61,13 @@ def _check_decay(settings: Any) -> None:
             raise KdsecError(
                 f"{name}: lr={recipe.lr:g} times weight_decay={recipe.weight_decay:g} must be below 1"
             )
+
+
+def _check_heads(chapter: str, settings: Any) -> None:
+    """Students of a public teacher may train their head alone, which has no convolution for Muon."""
+    name = {"crossing": "private_recipe", "differentiators": "student_recipe"}.get(chapter)
+    if name and getattr(settings, name).optimizer == "muon":
+        raise KdsecError(f"{name}: muon trains convolutions, and a student's head has none; take sgd or adam")
 
 
 def _recipes(settings: Any, before: str = "") -> Iterator[tuple[str, Recipe]]:

@@ -144,8 +144,9 @@ CHOSEN = ("best", *KINDS, "best, labelled")
 
 
 def by_kind(results: Sequence[ExtractionResult]) -> dict[str, list[ExtractionResult]]:
-    """The results of each of ``KINDS``."""
-    return {kind: [each for each in results if each.name in names] for kind, names in KINDS.items()}
+    """The results of each of ``KINDS``, without those of which no attack was run."""
+    found = {kind: [each for each in results if each.name in names] for kind, names in KINDS.items()}
+    return {kind: group for kind, group in found.items() if group}
 
 
 def thieves(recordings: Recordings) -> Figure:
