@@ -33,13 +33,6 @@ README, INDEX, TEACHING, CHANGELOG = (
 FINDING = re.compile(r"<!-- finding ([\w-]+)(?:: [\w-]+)? -->")
 
 
-@pytest.fixture(autouse=True)
-def as_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The addresses of ``_config.yml``, whatever tests of a published book have set."""
-    settings = yaml.safe_load(address.CONFIG.read_text(encoding="utf-8"))
-    monkeypatch.setattr(address, "config", lambda: settings)
-
-
 @pytest.fixture(scope="module")
 def nothing() -> scoreboard.Boards:
     """Verdicts where nothing is recorded."""

@@ -14,7 +14,6 @@ import sys
 import textwrap
 from typing import Any
 
-import address
 import nbformat
 import pdf
 import pytest
@@ -184,11 +183,7 @@ def test_a_mark_that_asks_for_nothing_is_named(mark: str, message: str, recorded
     assert "\n" not in str(caught.value)
 
 
-def test_the_readme_says_what_the_records_say(
-    recorded: quote.Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = yaml.safe_load(address.CONFIG.read_text(encoding="utf-8"))
-    monkeypatch.setattr(address, "config", lambda: settings)
+def test_the_readme_says_what_the_records_say(recorded: quote.Source) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert sync.with_numbers(text, recorded.boards) == text, "run make fill"
     assert text.count("<!-- end -->") == 5

@@ -100,13 +100,14 @@ def verdict(audit: Audit) -> Verdict:
     """
     budget = max(row["budget"] for row in audit.rows)
     gain, margin = difference(audit, AS_IS, LABELS, budget)
-    at = {point.served: point.agreement for point in points(audit) if point.budget == budget}
+    reached = {point.served: point for point in points(audit) if point.budget == budget}
+    at = {served: point.agreement for served, point in reached.items()}
     said = (
         f"After {budget:,} queries the best copy decides like the model on {at[AS_IS]:.1%} of the test "
         f"images with probabilities, on {at[LABELS]:.1%} with labels only"
     )
     more = f"{said}: {100 * gain:.1f} points more, beyond the margin of {100 * margin:.1f}."
-    last = _by_hand(audit, budget)
+    last = _by_hand(audit, budget, reached)
     if at[AS_IS] < CLOSE:
         last.append("Neither copy is close to the model yet: try larger budgets before you decide.")
     if gain <= margin:
@@ -127,7 +128,7 @@ def verdict(audit: Audit) -> Verdict:
     return Verdict(STOP, LABELS, [more, words, *last], budget, gain, margin)
 
 
-def _by_hand(audit: Audit, budget: int) -> list[str]:
+def _by_hand(audit: Audit, budget: int, reached: dict[str, Point]) -> list[str]:
     """Whether decisions are worth more than a thief's own work, for a copy and for accuracy."""
     if audit.labels is None:
         return []
@@ -140,13 +141,12 @@ def _by_hand(audit: Audit, budget: int) -> list[str]:
             "A thief who labels as many images by hand gets as good a copy as from labels served: no change "
             "of the answers protects more than that."
         ]
-    accuracy = {each.served: each.accuracy or 0.0 for each in points(audit) if each.budget == budget}
-    own, copy = accuracy[BY_HAND], accuracy[AS_IS]
+    own, copy = reached[BY_HAND].accuracy or 0.0, reached[AS_IS].accuracy or 0.0
     error = math.sqrt((own * (1 - own) + copy * (1 - copy)) / len(audit.test))
     if own - copy > max(MARGIN, 2 * error):
         said.append(
             "For accuracy, stealing gains nothing: a network trained on as many images labelled by hand is "
-            f"right on {own:.1%} of the test images, the best copy on {copy:.1%}."
+            f"right on {own:.1%} of the test images, the best copy with probabilities on {copy:.1%}."
         )
     return said
 

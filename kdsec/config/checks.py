@@ -15,7 +15,7 @@ from kdsec.data.names import CLASS_NAMES
 from kdsec.errors import KdsecError
 from kdsec.train import Recipe
 
-HALF = 0.5
+MOST_POISONS = 0.5  # as a share of a set
 
 
 def check_together(chapter: str, settings: Any) -> None:
@@ -50,8 +50,10 @@ def _check_rates(settings: Any) -> None:
     """Poisons are made of images of other classes than the target, and these must be enough."""
     if hasattr(settings, "crafting"):
         for rate in (settings.rate, *getattr(settings, "rates", ())):
-            if rate > HALF:
-                raise KdsecError(f"rate={rate:g} of poisons must be at most {HALF}, half of the images")
+            if rate > MOST_POISONS:
+                raise KdsecError(
+                    f"rate={rate:g} of poisons must be at most {MOST_POISONS}, half of the images"
+                )
 
 
 def _check_decay(settings: Any) -> None:
